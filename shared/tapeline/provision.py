@@ -1,0 +1,170 @@
+"""What a deployment has in NATS: streams, consumers, buckets. `apply` makes it so, `drift` says what is not so.
+
+Only the provision step calls `apply`; services call `drift`, change nothing, and refuse to start on drift.
+It speaks the JetStream API in plain JSON, because nats-py's types drop the settings they do not know.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nats.aio.client import Client
+
+from . import limits, subjects
+from .tape import Deployment, Refused, Tape, api, find
+
+
+class Consumer(NamedTuple):
+    """A durable consumer, as the JetStream API takes it."""
+
+    stream: str
+    name: str
+    config: dict[str, Any]
+
+
+Settings = Mapping[str, Any]
+SECOND_NS = 1_000_000_000
+
+
+def streams(deployment: Deployment) -> list[dict[str, Any]]:
+    """The streams a deployment needs, as the JetStream API takes them."""
+    shared = {"storage": "file", "num_replicas": deployment.replicas, "allow_direct": True}
+    tapes = [
+        shared
+        | {
+            "name": subjects.stream(shard),
+            "subjects": [f"tape.{shard}.>", f"wake.{shard}.>"],
+            "allow_atomic": True,
+            "allow_msg_ttl": True,
+            "allow_msg_schedules": True,
+            "republish": {"src": f"tape.{shard}.>", "dest": f"live.tape.{shard}.>"},
+            "metadata": deployment.metadata,
+        }
+        for shard in range(deployment.shards)
+    ]
+    registry = shared | {
+        "name": f"KV_{subjects.REGISTRY}",
+        "subjects": [f"$KV.{subjects.REGISTRY}.>"],
+        "max_msgs_per_subject": 1,
+        "max_age": int(limits.REGISTRY_TTL_S * SECOND_NS),
+        "discard": "new",
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+    dead = shared | {"name": subjects.DEAD, "subjects": ["dead.>"]}
+    return [*tapes, registry, dead]
+
+
+def consumers(deployment: Deployment) -> list[Consumer]:
+    """The durable consumers that wake inference. Tool workers make their own: see `tools.worker`."""
+    return [
+        Consumer(
+            subjects.stream(shard),
+            subjects.TRIGGERS,
+            {
+                "durable_name": subjects.TRIGGERS,
+                "filter_subjects": [
+                    f"tape.{shard}.*.{subjects.INPUT}",
+                    f"tape.{shard}.*.{subjects.TOOL}",
+                    f"wake.{shard}.due.>",
+                ],
+                "ack_policy": "explicit",
+                "ack_wait": int(limits.ACK_WAIT_S * SECOND_NS),
+                "max_deliver": -1,  # the worker counts, and ends a poisoned run with `error`
+                "max_ack_pending": limits.TRIGGERS_PENDING_MAX,
+            },
+        )
+        for shard in range(deployment.shards)
+    ]
+
+
+async def apply(nc: Client, deployment: Deployment) -> list[str]:
+    """Creates what is absent and updates what differs, keeping settings we say nothing about. Idempotent.
+
+    Returns a line per change. Raises `Refused` where the deployment cannot become so.
+    """
+    changes = []
+    for wanted in streams(deployment):
+        name = wanted["name"]
+        found = await _stream(nc, name)
+        if found is None:
+            await api(nc, f"STREAM.CREATE.{name}", wanted)
+            changes.append(f"created stream {name}")
+            continue
+        shards = found.get("metadata", {}).get("tapeline.shards")
+        if shards is not None and int(shards) != deployment.shards:
+            raise Refused(
+                f"this deployment has {shards} shards, which can never change; TAPELINE_SHARDS says {deployment.shards}"
+            )
+        if _differences(wanted, found):
+            await api(nc, f"STREAM.UPDATE.{name}", _merged(wanted, found))
+            changes.append(f"updated stream {name}")
+    for stream, name, config in consumers(deployment):
+        found = await _consumer(nc, stream, name)
+        if found is None or _differences(config, found):
+            merged = _merged(config, found or {})
+            await api(nc, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": merged})
+            changes.append(f"{'updated' if found else 'created'} consumer {name} of {stream}")
+    return changes
+
+
+async def drift(nc: Client, deployment: Deployment) -> list[str]:
+    """What differs from the deployment, a line each; empty where all is well."""
+    lines = []
+    for wanted in streams(deployment):
+        found = await _stream(nc, wanted["name"])
+        lines += _drift(f"stream {wanted['name']}", wanted, found)
+    for stream, name, config in consumers(deployment):
+        found = await _consumer(nc, stream, name)
+        lines += _drift(f"consumer {name} of {stream}", config, found)
+    return lines
+
+
+async def verify(tape: Tape) -> None:
+    """For a service about to start. Raises `Refused` with what has drifted."""
+    if lines := await drift(tape.nc, await find(tape.nc)):
+        raise Refused(
+            "what is in NATS is not what was provisioned; run `python -m services.provision`: " + "; ".join(lines)
+        )
+
+
+def _drift(what: str, wanted: Settings, found: Settings | None) -> list[str]:
+    if found is None:
+        return [f"{what} is missing"]
+    return [f"{what}: {key} is {found.get(key)!r}, not {wanted[key]!r}" for key in _differences(wanted, found)]
+
+
+def _differences(wanted: Settings, found: Settings) -> list[str]:
+    """The settings that are not as wanted; the server leaves out false and empty ones, and adds metadata."""
+    different = []
+    for key, value in wanted.items():
+        actual = found.get(key)
+        if key == "metadata":
+            actual = {name: (actual or {}).get(name) for name in value}
+        if actual != value:
+            different.append(key)
+    return different
+
+
+def _merged(wanted: Settings, found: Settings) -> dict[str, Any]:
+    merged = {**found, **wanted}
+    if "metadata" in wanted:
+        merged["metadata"] = {**found.get("metadata", {}), **wanted["metadata"]}
+    return merged
+
+
+async def _stream(nc: Client, name: str) -> dict[str, Any] | None:
+    return await _config(nc, f"STREAM.INFO.{name}")
+
+
+async def _consumer(nc: Client, stream: str, name: str) -> dict[str, Any] | None:
+    return await _config(nc, f"CONSUMER.INFO.{stream}.{name}")
+
+
+async def _config(nc: Client, method: str) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = (await api(nc, method))["config"]
+    except Refused as error:
+        if "not found" in str(error):
+            return None
+        raise
+    return config

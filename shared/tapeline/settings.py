@@ -1,0 +1,71 @@
+"""Settings from the environment, and how a service's process begins and ends.
+
+A setting that is missing or wrong, or a part that cannot be reached, is one clear line and exit code 78
+(`EX_CONFIG`), never a traceback: whoever started the process should mend it rather than start it again.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from .tape import Refused, Unavailable
+
+EX_CONFIG: Final = 78
+NATS_URL: Final = "TAPELINE_NATS_URL"
+
+
+class ConfigError(Exception):
+    """The environment asks for what cannot be. The message says what to do."""
+
+
+class Settings:
+    """`TAPELINE_*` variables, read when asked for."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    @property
+    def nats_url(self) -> str:
+        url = self.text(NATS_URL)
+        if not url:
+            raise ConfigError(
+                f"{NATS_URL} is not set; `scripts/up` starts a NATS of its own, a single service needs to be told"
+            )
+        return url
+
+    def text(self, name: str, default: str = "") -> str:
+        return self.environ.get(name, "").strip() or default
+
+    def number(self, name: str, default: int, *, least: int, most: int | None = None) -> int:
+        """A whole number within bounds. Raises `ConfigError`."""
+        text = self.text(name)
+        if not text:
+            return default
+        if not text.isascii() or not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
+            upto = f" to {most}" if most is not None else " or more"
+            raise ConfigError(f"{name} is {text!r}; it must be a whole number, {least}{upto}")
+        return int(text)
+
+
+def run(service: str, main: Callable[[Settings], Awaitable[None]]) -> None:
+    """Runs a service to its end. Exits with 78 and one line on a configuration error."""
+    logging.basicConfig(
+        level=os.environ.get("TAPELINE_LOG", "INFO").upper(),
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("nats").setLevel(logging.WARNING)
+
+    async def started() -> None:
+        await main(Settings(os.environ))
+
+    try:
+        asyncio.run(started())
+    except (ConfigError, Refused, Unavailable) as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
+    except KeyboardInterrupt:
+        sys.exit(130)

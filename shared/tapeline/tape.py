@@ -1,0 +1,489 @@
+"""The tape as NATS JetStream keeps it: connect, append, read, listen. Everything nats-py or the server does in
+a surprising way is known here and nowhere else.
+
+It never interprets an event and never retries an append: `append` does that, under its fence.
+"""
+
+import asyncio
+import datetime
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple, Self, TypeVar
+from uuid import uuid4
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from . import events, limits, subjects
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+STALE_CODES: Final = (10071, 10164)  # wrong last sequence: on one node, on a replicated stream
+
+
+class Unavailable(Exception):
+    """NATS or the stream did not answer. What was sent may have been stored: look before sending it again."""
+
+
+class Stale(Exception):
+    """The fence did not hold: somebody appended first. `last` is the conversation's true last sequence."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(f"the conversation's last sequence is {last}")
+        self.last = last
+
+
+class Refused(Exception):
+    """The server will not do this, now or later."""
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What is chosen when a deployment is provisioned, kept in its streams. The shards can never change."""
+
+    shards: int = limits.SHARDS_DEFAULT
+    replicas: int = 1
+    delta_ttl_s: int = limits.DELTA_TTL_S_DEFAULT
+    """0: deltas are kept for ever."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {"tapeline.shards": str(self.shards), "tapeline.delta_ttl_s": str(self.delta_ttl_s)}
+
+
+async def find(nc: Client) -> Deployment:
+    """The deployment as it was provisioned. Raises `Refused` where there is none, `Unavailable`."""
+    try:
+        config = (await api(nc, f"STREAM.INFO.{subjects.stream(0)}"))["config"]
+        return Deployment(
+            shards=int(config["metadata"]["tapeline.shards"]),
+            replicas=config["num_replicas"],
+            delta_ttl_s=int(config["metadata"]["tapeline.delta_ttl_s"]),
+        )
+    except (Refused, KeyError, ValueError) as error:
+        raise Refused("no tape is provisioned here; run `python -m services.provision`") from error
+
+
+class Record(NamedTuple):
+    """One stored event: its place in the log, and its bytes as they were written."""
+
+    seq: int
+    prev: int | None
+    """The conversation's event before it; None where its writer did not say."""
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        return subjects.split(self.subject)[1]
+
+    @property
+    def is_fact(self) -> bool:
+        return ".fact." in self.subject
+
+    @property
+    def time(self) -> datetime.datetime:
+        """When the server stored it."""
+        stamp = self.headers["Nats-Time-Stamp"]
+        return datetime.datetime.fromisoformat(stamp[:26].rstrip("Z") + "+00:00")
+
+    def event(self) -> events.AnyEvent | events.Unknown:
+        return events.decode(self.data)
+
+
+class Entry(NamedTuple):
+    """One event to be appended: its kind, its bytes, and headers besides the fence."""
+
+    kind: str
+    data: bytes
+    headers: Mapping[str, str] = {}
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    error: _ApiError | None = None
+
+
+class _Stored(msgspec.Struct):
+    seq: int = 0
+
+
+class _Found(msgspec.Struct):
+    message: _Stored | None = None
+    error: _ApiError | None = None
+
+
+_ack = msgspec.json.Decoder(_Ack)
+_found = msgspec.json.Decoder(_Found)
+_json = msgspec.json.Encoder().encode
+
+
+Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
+
+
+class Tape:
+    """A connection to the tape of one deployment."""
+
+    def __init__(self, nc: Client, deployment: Deployment, doubts: Doubts) -> None:
+        self.nc = nc
+        self.deployment = deployment
+        self._doubts = doubts
+
+    @classmethod
+    async def open(cls, url: str, name: str) -> Self:
+        """Connects, and learns how the deployment was provisioned. Raises `Unavailable`, `Refused`."""
+        doubts: Doubts = set()
+        nc = await connect(url, name, doubts)
+        try:
+            return cls(nc, await find(nc), doubts)
+        except BaseException:
+            await nc.close()
+            raise
+
+    async def close(self) -> None:
+        await self.nc.close()
+
+    @property
+    def connected(self) -> bool:
+        return self.nc.is_connected
+
+    def shard(self, conversation: str) -> int:
+        return subjects.shard(conversation, self.deployment.shards)
+
+    def _stream(self, conversation: str) -> str:
+        return subjects.stream(self.shard(conversation))
+
+    def subject(self, conversation: str, kind: str = subjects.ALL) -> str:
+        return subjects.chain(self.shard(conversation), conversation, kind)
+
+    # Appending
+
+    async def append(self, conversation: str, entry: Entry, after: int) -> int:
+        """Stores one event if the conversation's last sequence is `after`; its sequence, once it is stored.
+
+        Raises `Stale`, `Unavailable`, `Refused`.
+        """
+        headers = self._headers(entry) | self._fence(conversation, after)
+        return await self._ask(self.subject(conversation, entry.kind), entry.data, headers)
+
+    async def append_batch(self, conversation: str, entries: Sequence[Entry], after: int) -> list[int]:
+        """Stores several events, all or none, next to each other. Raises as `append` does."""
+        if len(entries) == 1:
+            return [await self.append(conversation, entries[0], after)]
+        if len(entries) > limits.BATCH_EVENTS_MAX:
+            raise Refused(f"a batch takes {limits.BATCH_EVENTS_MAX} events at most, not {len(entries)}")
+        batch = uuid4().hex
+        last = 0
+        for number, entry in enumerate(entries, start=1):
+            subject = self.subject(conversation, entry.kind)
+            headers = self._headers(entry) | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            if number == 1:  # the fence goes on the first; its reply is empty, or says that batches do not work
+                await self._ask(subject, entry.data, headers | self._fence(conversation, after), staged=True)
+            elif number < len(entries):
+                await self._send(subject, entry.data, headers)
+            else:
+                last = await self._ask(subject, entry.data, headers | {"Nats-Batch-Commit": "1"})
+        return list(range(last - len(entries) + 1, last + 1))
+
+    def _fence(self, conversation: str, after: int) -> dict[str, str]:
+        return {FENCE: str(after), FENCE_SUBJECT: self.subject(conversation)}
+
+    def _headers(self, entry: Entry) -> dict[str, str]:
+        headers = dict(entry.headers)  # nats-py adds to the headers it is given
+        if self.deployment.delta_ttl_s and entry.kind.startswith("delta."):
+            headers["Nats-TTL"] = f"{self.deployment.delta_ttl_s}s"
+        return headers
+
+    async def _send(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        try:
+            await self.nc.publish(subject, data, headers=headers)
+        except nats.errors.MaxPayloadError as error:
+            raise Refused(f"{len(data)} bytes are more than a message may have") from error
+        except nats.errors.Error as error:
+            raise Unavailable(str(error)) from error
+
+    async def _ask(self, subject: str, data: bytes, headers: dict[str, str], *, staged: bool = False) -> int:
+        try:
+            reply = await self.nc.request(subject, data, timeout=limits.APPEND_TIMEOUT_S, headers=headers)
+        except nats.errors.MaxPayloadError as error:
+            raise Refused(f"{len(data)} bytes are more than a message may have") from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unavailable(f"no answer to an append: {_reason(error)}") from error
+        if staged and not reply.data:
+            return 0
+        ack = _ack.decode(reply.data)
+        if ack.error is None:
+            return ack.seq
+        if ack.error.err_code in STALE_CODES:
+            number = ack.error.description.rpartition(" ")[2]
+            raise Stale(int(number) if number.isdigit() else -1)
+        if ack.error.code == 503:
+            raise Unavailable(ack.error.description)
+        raise Refused(ack.error.description)
+
+    # Reading
+
+    async def last(self, conversation: str) -> int:
+        """The conversation's last sequence, 0 where it has no event; from the leader, so never behind."""
+        request = _json({"last_by_subj": self.subject(conversation)})
+        subject = f"$JS.API.STREAM.MSG.GET.{self._stream(conversation)}"
+
+        async def once() -> int:
+            reply = await _request(self.nc, subject, request)
+            found = _found.decode(reply.data)
+            if found.message is not None:
+                return found.message.seq
+            if found.error is not None and found.error.code == 404:
+                return 0
+            raise Unavailable(found.error.description if found.error else "no message")
+
+        return await _patiently(once)
+
+    async def pages(
+        self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int = 0
+    ) -> AsyncIterator[list[Record]]:
+        """What is stored after sequence `after`, in order, a page at a time, up to the end of the log.
+
+        `until` is an event known to be stored: it is read for again while a replica lags behind the leader.
+        """
+        while True:
+            more = True
+            while more:
+                request = {
+                    "seq": after + 1,
+                    "batch": limits.HISTORY_BATCH,
+                    "max_bytes": limits.HISTORY_BATCH_BYTES,
+                    "next_by_subj": self.subject(conversation, kind),
+                }
+                page, more = await self._page(self._stream(conversation), request)
+                if page:
+                    after = page[-1].seq
+                    yield page
+            if after >= until or await self.last(conversation) < until:  # there, or purged since
+                return
+            await asyncio.sleep(limits.READ_RETRY_S)
+
+    async def read(self, conversation: str, after: int = 0, kind: str = subjects.ALL) -> list[Record]:
+        """All pages in one list: for what is known to be small, such as facts."""
+        return [record async for page in self.pages(conversation, after, kind) for record in page]
+
+    async def first(self, conversation: str) -> Record | None:
+        """The conversation's first event that is kept."""
+        request = {"seq": 1, "batch": 1, "next_by_subj": self.subject(conversation)}
+        page, _ = await self._page(self._stream(conversation), request)
+        return page[0] if page else None
+
+    async def _page(self, stream: str, request: dict[str, Any]) -> tuple[list[Record], bool]:
+        """One batched direct get: the records, and whether there are more."""
+        subject, body = f"$JS.API.DIRECT.GET.{stream}", _json(request)
+
+        async def once() -> tuple[list[Record], bool]:
+            page: list[Record] = []
+            end: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
+            before = 0
+
+            async def take(message: Msg) -> None:
+                nonlocal before
+                headers = message.headers or {}
+                if end.done():
+                    return
+                if "Status" in headers:
+                    end.set_result(headers)
+                elif int(headers["Nats-Last-Sequence"]) != before:  # a reply is missing: keep what is whole
+                    end.set_result({"Status": "204", "Nats-Num-Pending": "1"})
+                else:
+                    page.append(record(message))
+                    before = page[-1].seq
+
+            inbox = self.nc.new_inbox()
+            subscription = await self.nc.subscribe(inbox, cb=take)
+            try:
+                await self.nc.publish(subject, body, reply=inbox)
+                async with asyncio.timeout(limits.READ_TIMEOUT_S):
+                    status = await end
+            finally:
+                if not self.nc.is_closed:
+                    await subscription.unsubscribe()
+            if status["Status"] == "404":
+                return [], False
+            if status["Status"] != "204":
+                raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
+            return page, status.get("Nats-Num-Pending", "0") != "0"
+
+        return await _patiently(once)
+
+    # Listening
+
+    @asynccontextmanager
+    async def live(
+        self, conversation: str, take: Callable[[Record], None], doubt: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """While open, `take` is given the live copy of each stored event. Copies may be lost; `doubt` is called
+        when the connection was, so that some probably are.
+
+        On entry the server has the subscription: what is stored from then on is sent.
+        """
+
+        async def deliver(message: Msg) -> None:
+            take(record(message))
+
+        subscription = await self.nc.subscribe(
+            subjects.live(self.subject(conversation)),
+            cb=deliver,
+            pending_msgs_limit=limits.FOLLOW_PENDING_MAX,
+        )
+        self._doubts.add(doubt)
+        try:
+            if self.nc.is_connected:  # otherwise the reconnect subscribes again, and `doubt` says so
+                try:
+                    await self.nc.flush(timeout=2)
+                except (nats.errors.Error, TimeoutError) as error:
+                    raise Unavailable(f"no answer to a subscription: {error}") from error
+            yield
+        finally:
+            self._doubts.discard(doubt)
+            if not self.nc.is_closed:
+                await subscription.unsubscribe()
+
+    # Timers and dead letters
+
+    async def set_alarm(self, conversation: str, run: str, at_ms: int) -> None:
+        """Wakes inference at `at_ms`, though every process be gone by then; replaces the run's earlier alarm."""
+        at = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
+        shard = self.shard(conversation)
+        headers = {
+            "Nats-Schedule": "@at " + at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "Nats-Schedule-Target": subjects.due(shard, conversation),
+            "Nats-Schedule-TTL": f"{limits.WAKE_TTL_S}s",
+        }
+        await self._ask(subjects.alarm(shard, conversation, run), _json({"run": run}), headers)
+
+    async def cancel_alarm(self, conversation: str, run: str) -> None:
+        """Takes the run's alarm back, if one is set."""
+        shard = self.shard(conversation)
+        subject = subjects.alarm(shard, conversation, run)
+        await api(self.nc, f"STREAM.PURGE.{subjects.stream(shard)}", {"filter": subject})
+
+    # Beside the tape
+
+    async def put(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> int:
+        """Stores a message, unfenced, in whichever stream has its subject. Raises as `append` does."""
+        return await self._ask(subject, data, dict(headers or {}))
+
+    async def stored(self, stream: str, subject: str) -> list[Record]:
+        """What a small stream keeps under `subject`, in order."""
+        found: list[Record] = []
+        more = True
+        while more:
+            after = found[-1].seq if found else 0
+            request = {"seq": after + 1, "batch": limits.HISTORY_BATCH, "next_by_subj": subject}
+            page, more = await self._page(stream, request)
+            found += page
+        return found
+
+    async def bury(self, service: str, data: bytes, headers: Mapping[str, str]) -> None:
+        """Puts what cannot be handled where an operator finds it."""
+        await self._ask(subjects.dead(service), data, dict(headers))
+
+
+def record(message: Msg) -> Record:
+    """The record in a live copy or in a direct get's reply: both carry the same headers."""
+    headers = message.headers or {}
+    seq = int(headers["Nats-Sequence"])
+    fence = headers.get(FENCE)
+    if fence is not None:
+        prev: int | None = int(fence)
+    elif int(headers.get("Nats-Batch-Sequence", 0)) > 1:
+        prev = seq - 1  # inside a batch, sequences are contiguous
+    else:
+        prev = None
+    return Record(seq, prev, headers["Nats-Subject"], message.data, headers)
+
+
+async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
+    """A connection that comes back by itself for as long as it lives. Raises `Unavailable`."""
+
+    async def on_error(error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            log.debug("live copies were dropped: %s", error)  # the follower sees the gap and heals it
+        else:
+            log.warning("nats: %s", _reason(error))
+
+    async def on_disconnect() -> None:
+        log.warning("nats: connection lost")
+
+    async def on_reconnect() -> None:
+        log.warning("nats: connected again")
+        for doubt in tuple(doubts or ()):
+            doubt()
+
+    try:
+        async with asyncio.timeout(limits.READ_TIMEOUT_S + 1):
+            return await nats.connect(
+                url,
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+                connect_timeout=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                ping_interval=10,
+                max_outstanding_pings=2,
+            )
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {_reason(error)}") from error
+
+
+async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Calls the JetStream API with plain JSON: nats-py's own types drop settings they do not know.
+
+    Raises `Refused` with the server's words, `Unavailable`.
+    """
+    reply = await _request(nc, f"$JS.API.{method}", _json(body) if body else b"")
+    answer: dict[str, Any] = msgspec.json.decode(reply.data)
+    if error := answer.get("error"):
+        raise Refused(f"{method}: {error.get('description', error)}")
+    return answer
+
+
+async def _request(nc: Client, subject: str, body: bytes) -> Msg:
+    try:
+        return await nc.request(subject, body, timeout=limits.READ_TIMEOUT_S)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unavailable(f"no answer from JetStream: {_reason(error)}") from error
+
+
+async def _patiently(once: Callable[[], Awaitable[T]]) -> T:
+    """Reads change nothing, so they are tried again while NATS is away, up to a limit."""
+    give_up = asyncio.get_running_loop().time() + limits.READ_PATIENCE_S
+    while True:
+        try:
+            return await once()
+        except (Unavailable, nats.errors.Error, TimeoutError) as error:
+            if asyncio.get_running_loop().time() > give_up:
+                raise Unavailable(f"a read was not answered: {_reason(error)}") from error
+            await asyncio.sleep(limits.READ_RETRY_S)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _redacted(url: str) -> str:
+    scheme, at, host = url.rpartition("@")
+    return f"{scheme.partition('://')[0]}://{host}" if at else url

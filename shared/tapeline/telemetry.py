@@ -1,0 +1,84 @@
+"""OpenTelemetry at the rim: the SDK set up by the standard `OTEL_*` variables, and trace context in NATS headers.
+
+Code elsewhere uses the OpenTelemetry API only. There is no span per token.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from opentelemetry import propagate
+from opentelemetry.context import Context
+
+TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+RATES: Final = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000)
+
+
+def carrier() -> dict[str, str]:
+    """NATS headers that carry the current trace context."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
+
+
+def context(headers: Mapping[str, str] | None) -> Context:
+    """The trace context in NATS headers: what a span continues that this message caused."""
+    return propagate.extract({key: value for key, value in (headers or {}).items() if key in TRACE_HEADERS})
+
+
+def setup(service: str) -> None:
+    """Sets the SDK up for a service's process: traces where `OTEL_TRACES_EXPORTER` says (`otlp`, `console`;
+    default none), metrics always collected for Prometheus (see `exposition`) and, where
+    `OTEL_METRICS_EXPORTER=otlp`, sent as well. `OTEL_SERVICE_NAME` and the other variables are the SDK's own.
+    """
+    from opentelemetry import metrics, trace
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+    from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+
+    os.environ.setdefault("OTEL_SERVICE_NAME", f"tapeline-{service}")
+    resource = Resource.create()
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "none")
+    if wanted != "none":
+        provider = TracerProvider(resource=resource)
+        if wanted == "otlp":
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        elif wanted == "console":
+            provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+        else:
+            raise ValueError(f"OTEL_TRACES_EXPORTER={wanted}: this build knows none, console and otlp")
+        trace.set_tracer_provider(provider)
+
+    readers: list[MetricReader] = [PrometheusMetricReader()]
+    if os.environ.get("OTEL_METRICS_EXPORTER") == "otlp":
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    views = [
+        View(instrument_unit="s", aggregation=ExplicitBucketHistogramAggregation(SECONDS)),
+        View(instrument_unit="{token}/s", aggregation=ExplicitBucketHistogramAggregation(RATES)),
+    ]
+    metrics.set_meter_provider(MeterProvider(metric_readers=readers, resource=resource, views=views))
+
+
+def shutdown() -> None:
+    """Sends what is still waiting to be sent."""
+    from opentelemetry import metrics, trace
+
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        if callable(stop := getattr(provider, "shutdown", None)):
+            stop()
+
+
+def exposition() -> tuple[bytes, str]:
+    """This process's metrics as Prometheus reads them, and their content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    return generate_latest(), CONTENT_TYPE_LATEST
