@@ -1,0 +1,175 @@
+"""One attempt at one step: claim it, stream the provider onto the tape, commit the answer.
+
+The claim, every delta and the commit are fenced, so an attempt that another worker took over, or a run that was
+stopped, can get no further; and the attempt follows its conversation, so that it learns so at once and closes
+the provider's connection even while the provider says nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from opentelemetry import metrics, trace
+from tapeline import events, limits, subjects, telemetry
+from tapeline.append import Chain, Overtaken
+from tapeline.fold import State
+from tapeline.follow import follow
+from tapeline.registry import ToolSpec
+from tapeline.tape import Record, Tape
+
+from .conclude import answered, call_id
+from .decide import Claim, Trigger
+from .deltas import Deltas, Full
+from .history import prompt_of
+from .provider import CallInput, Finish, Models, ProviderError, Text, Thinking
+
+log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("tapeline")
+_meter = metrics.get_meter("tapeline")
+_retries: Final = _meter.create_counter("tapeline.provider.retries", "1", "Provider requests made again")
+_takeovers: Final = _meter.create_counter("tapeline.takeovers", "1", "Steps taken over from another worker")
+
+
+class Failed(Exception):
+    """The attempt cannot become an answer. `again`: a fresh attempt may."""
+
+    def __init__(self, error: ProviderError, *, again: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.again = again
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt needs to know."""
+
+    tape: Tape
+    models: Models
+    conversation: str
+    state: State
+    claim: Claim
+    trigger: Trigger
+    worker: str
+    model: str
+    offered: Mapping[str, ToolSpec]
+    clock: Callable[[], int]
+    """ms since the epoch."""
+
+    async def make(self) -> None:
+        """Makes the attempt. Raises `Overtaken`, `Failed`, and what an append raises."""
+        run, claim = self.claim.run, self.claim
+        with _tracer.start_as_current_span(
+            f"chat {self.model}",
+            kind=trace.SpanKind.CLIENT,
+            attributes={
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": self.model.rpartition(":")[2],
+                "gen_ai.conversation.id": self.conversation,
+                "tapeline.run": run.run,
+                "tapeline.step": claim.step,
+                "tapeline.attempt": claim.attempt,
+            },
+        ) as span:
+            claimed = await self._claim()
+            chain = Chain(self.tape, self.conversation, claimed, self._ends)
+            deltas = Deltas(chain, run.run, claim.step, claim.attempt, self.clock)
+            finish: Finish = await _first(self._produce(deltas), deltas.pump(), self._watch(claimed))
+            span.set_attribute("gen_ai.response.finish_reasons", [finish.reason])
+            for name in ("input_tokens", "output_tokens"):
+                span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
+            entries = answered(claim, finish, deltas.said(), self.offered, self.clock())
+            await chain.commit(entries, telemetry.carrier())
+
+    async def _claim(self) -> int:
+        claim, over, last = self.claim, self.claim.over, self.state.last_event_id
+        supersedes = None
+        if over is not None:
+            supersedes = events.Superseded(attempt=over.attempt, first=over.event_id, last=last)
+            if over.worker != self.worker:
+                _takeovers.add(1)
+        step = events.Step(
+            run=claim.run.run,
+            ts=self.clock(),
+            step=claim.step,
+            attempt=claim.attempt,
+            worker=self.worker,
+            trigger=self.trigger.seq,
+            delivery=self.trigger.delivery,
+            model=self.model,
+            supersedes=supersedes,
+            resume="restart" if over else "",
+        )
+        # whatever came between: decide again
+        return await Chain(self.tape, self.conversation, last).append(subjects.MODEL, step, telemetry.carrier())
+
+    def _ends(self, record: Record) -> bool:
+        """Whether another's event ends this attempt: a stop, a takeover, the run's end."""
+        match record.event():
+            case events.Step(run=run, worker=worker):
+                return run == self.claim.run.run and worker != self.worker
+            case events.Stop(run=run) | events.Done(run=run) | events.Error(run=run):
+                return run == self.claim.run.run
+            case _:
+                return False
+
+    async def _watch(self, claimed: int) -> None:
+        async with contextlib.aclosing(follow(self.tape, self.conversation, claimed)) as pages:
+            async for page in pages:
+                for record in page:
+                    if record.is_fact and self._ends(record):
+                        raise Overtaken(record)
+
+    async def _produce(self, deltas: Deltas) -> Finish:
+        """Streams the provider; tries again while nothing is visible."""
+        for wait_s in (*limits.PROVIDER_RETRY_S, None):
+            try:
+                return await self._stream(deltas)
+            except ProviderError as error:
+                await deltas.flush()
+                if not error.retryable:
+                    raise Failed(error, again=False) from error
+                if deltas.count or wait_s is None:
+                    raise Failed(error, again=deltas.count > 0) from error
+                log.warning("%s: %s; trying again", self.model, error.message)
+                _retries.add(1, {"code": error.code})
+                await asyncio.sleep(max(wait_s, error.retry_after_s or 0))
+        raise AssertionError("the last try returns or raises")
+
+    async def _stream(self, deltas: Deltas) -> Finish:
+        run, step = self.claim.run.run, self.claim.step
+        prompt = prompt_of(self.state, self.claim.run, self.model, self.offered.values())
+        finish = None
+        async with contextlib.aclosing(self.models.stream(prompt)) as parts:
+            try:
+                async for part in parts:
+                    match part:
+                        case Text(text=text):
+                            await deltas.put(events.Token, text)
+                        case Thinking(text=text):
+                            await deltas.put(events.Thinking, text)
+                        case CallInput(index=index, tool=tool, text=text):
+                            await deltas.put(events.ToolInput, text, call_id(run, step, index), tool)
+                        case Finish():
+                            finish = part
+            except Full:
+                finish = Finish(reason="length", calls=[], usage={})
+        await deltas.flush()
+        if finish is None:
+            raise AssertionError("a provider's stream ends with Finish or raises")
+        return finish
+
+
+async def _first(*work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs these side by side until one returns or raises; the others are cancelled, and have ended."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in done if task.exception() is not None]
+        return (failed or list(done))[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,202 @@
+"""The events a step or a run comes to. Pure: from what was spoken and decided to what is committed, all or none."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tapeline import limits, subjects
+from tapeline.events import (
+    Answer,
+    AnswerCall,
+    AnyEvent,
+    Done,
+    Error,
+    Event,
+    Terminal,
+    Thinking,
+    Token,
+    ToolCall,
+    ToolInput,
+    ToolResult,
+    Unknown,
+)
+from tapeline.fold import RunState, add_usage
+from tapeline.registry import ToolSpec
+
+from .decide import Claim, End, Settle, deadline
+from .provider import Finish
+
+Entries = list[tuple[str, Event]]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What an attempt has put on the tape as deltas."""
+
+    text: str = ""
+    thinking: str = ""
+    deltas: int = 0
+    sha256: str = ""
+    first_token_ts: int | None = None
+
+
+def spoken(events: Iterable[AnyEvent | Unknown], run: str, step: int, attempt: int) -> Spoken:
+    """What this attempt has spoken, from the log."""
+    text, thinking, digest, count = [], [], hashlib.sha256(), 0
+    first_token_ts = None
+    for event in events:
+        if not isinstance(event, Token | Thinking | ToolInput):
+            continue
+        if (event.run, event.step, event.attempt) != (run, step, attempt):
+            continue
+        count += 1
+        digest.update(event.text.encode())
+        if isinstance(event, Token):
+            text.append(event.text)
+            first_token_ts = first_token_ts or event.ts
+        elif isinstance(event, Thinking):
+            thinking.append(event.text)
+    return Spoken("".join(text), "".join(thinking), count, digest.hexdigest(), first_token_ts)
+
+
+def call_id(run: str, step: int, index: int) -> str:
+    """A call's id is ours, not the provider's: unique in the deployment, the same on every reading."""
+    return f"{run}-{step}-{index}"
+
+
+def answered(claim: Claim, finish: Finish, said: Spoken, offered: Mapping[str, ToolSpec], now: int) -> Entries:
+    """A finished stream: the answer with its calls, or with the end of the run. `now` is in ms since the epoch."""
+    run = claim.run
+    calls = [
+        AnswerCall(call=call_id(run.run, claim.step, index), tool=call.tool, arguments=call.arguments)
+        for index, call in enumerate(finish.calls[: limits.CALLS_PER_STEP_MAX])
+    ]
+    answer = _answer(run, claim.step, claim.attempt, finish.reason, said, calls, finish.usage, now)
+    entries: Entries = [(subjects.MODEL, answer)]
+    if calls and claim.step < limits.STEPS_MAX:
+        for call in calls:
+            entries += _issued(claim, call, offered, now)
+        return entries
+    end = End(run, "max_steps" if calls else "stop")
+    facts = run.facts + 3  # the claim, the answer, and this
+    return [*entries, (subjects.MODEL, _terminal(end, finish.reason, answer, facts, now))]
+
+
+def ended(end: End, said: Spoken | None, now: int) -> Entries:
+    """The end of a run: where a step is open, what it has said so far becomes a fact, so that it is kept when
+    its deltas are not; then the terminal event. `now` is in ms since the epoch."""
+    run, step = end.run, end.run.step
+    entries: Entries = []
+    answer = None
+    if step is not None and said is not None:
+        finish = "error" if end.reason == "error" else "stopped"
+        answer = _answer(run, step.step, step.attempt, finish, said, [], {}, now)
+        entries.append((subjects.MODEL, answer))
+    facts = run.facts + len(entries) + 1
+    return [*entries, (subjects.MODEL, _terminal(end, end.reason, answer, facts, now))]
+
+
+def settled(settle: Settle, now: int) -> Entries:
+    """A call's result, where its worker wrote none. `now` is in ms since the epoch."""
+    result = ToolResult(
+        run=settle.run.run,
+        ts=now,
+        call=settle.call.call,
+        tool=settle.call.tool,
+        outcome=settle.outcome,
+        is_error=True,
+        message=settle.message,
+        duration_ms=now - settle.call.started_ts if settle.call.started_ts else 0,
+    )
+    return [(subjects.MODEL, result)]
+
+
+def _answer(
+    run: RunState,
+    step: int,
+    attempt: int,
+    finish: str,
+    said: Spoken,
+    calls: list[AnswerCall],
+    usage: dict[str, int],
+    now: int,
+) -> Answer:
+    first = said.first_token_ts
+    return Answer(
+        run=run.run,
+        ts=now,
+        step=step,
+        attempt=attempt,
+        finish=finish,
+        text=said.text,
+        thinking=said.thinking,
+        calls=calls,
+        usage=usage,
+        deltas=said.deltas,
+        sha256=said.sha256,
+        first_token_ms=None if first is None else max(0, first - run.active_ts),
+    )
+
+
+def _terminal(end: End, reason: str, answer: Answer | None, facts: int, now: int) -> Terminal:
+    run, step = end.run, end.run.step
+    first_token_ms = run.first_token_ms
+    if first_token_ms is None and answer is not None:
+        first_token_ms = answer.first_token_ms
+    usage = add_usage(run.usage, answer.usage if answer else {})
+    number = answer.step if answer else step.step if step else 0
+    attempt = answer.attempt if answer else step.attempt if step else 0
+    if end.reason == "error":
+        return Error(
+            run=run.run,
+            ts=now,
+            step=number,
+            attempt=attempt,
+            code=end.code,
+            message=end.message,
+            retryable=end.retryable,
+            usage=usage,
+            first_token_ms=first_token_ms,
+            duration_ms=now - run.active_ts,
+        )
+    return Done(
+        run=run.run,
+        ts=now,
+        step=number,
+        attempt=attempt,
+        reason=end.reason if end.reason == "max_steps" else reason,
+        usage=usage,
+        first_token_ms=first_token_ms,
+        duration_ms=now - run.active_ts,
+        facts=facts,
+    )
+
+
+def _issued(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], now: int) -> Entries:
+    """A `tool_call` for its workers; for a tool that nobody offers, its result as well."""
+    run, spec = claim.run.run, offered.get(asked.tool)
+    timeout_ms = int(min(spec.timeout_s, limits.TOOL_TIMEOUT_S_MAX) * 1000) if spec else 0
+    call = ToolCall(
+        run=run,
+        ts=now,
+        step=claim.step,
+        attempt=claim.attempt,
+        call=asked.call,
+        tool=asked.tool,
+        arguments=asked.arguments,
+        deadline=min(now + timeout_ms, deadline(claim.run)),
+        needs_approval=spec is not None and spec.needs_approval,
+    )
+    if spec is not None:
+        return [(subjects.call(asked.tool), call)]
+    names = ", ".join(sorted(offered)) or "none"
+    result = ToolResult(
+        run=run,
+        ts=now,
+        call=asked.call,
+        tool=asked.tool,
+        outcome="error",
+        is_error=True,
+        message=f"there is no tool {asked.tool[:100]!r}; the tools are: {names}",
+    )
+    return [(subjects.MODEL, call), (subjects.MODEL, result)]

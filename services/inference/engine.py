@@ -1,0 +1,131 @@
+"""The reactor: whatever woke it, it folds the conversation from the log, decides, acts, and looks again until
+there is nothing left to do here. A run that waits for a tool or a person holds no worker.
+"""
+
+import asyncio
+import logging
+
+from tapeline import limits, telemetry
+from tapeline.append import Chain, Overtaken
+from tapeline.clock import now_ms
+from tapeline.fold import State
+from tapeline.registry import Registry
+from tapeline.replay import load
+from tapeline.tape import Refused, Tape
+
+from .attempt import Attempt, Failed
+from .conclude import Entries, ended, settled, spoken
+from .decide import Claim, End, Leave, Rest, Settle, Trigger, Wait, deadline, decide
+from .provider import Models
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Decides and acts for one inference process, `worker` being its name in the log."""
+
+    def __init__(self, tape: Tape, registry: Registry, models: Models, default_model: str, worker: str) -> None:
+        self.tape = tape
+        self.registry = registry
+        self.models = models
+        self.default_model = default_model
+        self.worker = worker
+
+    async def react(self, conversation: str, trigger: Trigger) -> bool:
+        """Does all there is to do in the conversation now. Whether the trigger may be acknowledged."""
+        while True:
+            state = await load(self.tape, conversation)
+            action = decide(state, trigger, now_ms())
+            try:
+                match action:
+                    case Rest():
+                        return True
+                    case Leave():
+                        return False
+                    case Wait(run=run, until=until):
+                        await self.tape.set_alarm(conversation, run.run, until)
+                        return True
+                    case Claim():
+                        await self._step(conversation, state, action, trigger)
+                    case Settle():
+                        await self._settle(conversation, state, action)
+                    case End():
+                        await self._end(conversation, state, action)
+            except Overtaken as overtaken:
+                log.info("%s: %s", conversation, overtaken)
+
+    async def fail(self, conversation: str, code: str, message: str) -> None:
+        """Ends the conversation's active run with an error: for a trigger that cannot be handled."""
+        while run := (state := await load(self.tape, conversation)).active:
+            try:
+                await self._end(conversation, state, End(run, "error", code, message))
+                return
+            except Overtaken:
+                continue
+
+    async def _step(self, conversation: str, state: State, claim: Claim, trigger: Trigger) -> None:
+        """Makes attempts at a step until one is an answer, or no further one may be made."""
+        about = state.about
+        offered = await self.registry.offered()
+        if about is not None and about.tools is not None:
+            offered = {name: spec for name, spec in offered.items() if name in about.tools}
+        model = claim.run.model or self.default_model
+        while True:
+            attempt = Attempt(
+                self.tape,
+                self.models,
+                conversation,
+                state,
+                claim,
+                trigger,
+                self.worker,
+                model,
+                offered,
+                now_ms,
+            )
+            until_deadline = asyncio.timeout((deadline(claim.run) - now_ms()) / 1000)
+            try:
+                async with until_deadline:
+                    await attempt.make()
+                return
+            except TimeoutError:
+                if not until_deadline.expired():
+                    raise
+                return  # decide says what a run is that has met its deadline
+            except Failed as failed:
+                error = failed.error
+                log.warning("%s: %s: %s", conversation, error.code, error.message)
+                state = await load(self.tape, conversation)
+                run = state.active
+                step = run.step if run else None
+                if run is None or run.run != claim.run.run or step is None or step.worker != self.worker:
+                    return  # overtaken meanwhile
+                if failed.again and step.attempt < limits.STEP_ATTEMPTS_MAX:
+                    claim = Claim(run, step.step, step.attempt + 1, over=step)
+                    continue
+                end = End(run, "error", error.code, error.message, error.retryable)
+                await self._end(conversation, state, end)
+                return
+            except Refused as refused:
+                state = await load(self.tape, conversation)
+                if state.active is not None and state.active.run == claim.run.run:
+                    await self._end(conversation, state, End(state.active, "error", "append_refused", str(refused)))
+                return
+
+    async def _settle(self, conversation: str, state: State, settle: Settle) -> None:
+        await self._commit(conversation, state, settled(settle, now_ms()))
+
+    async def _end(self, conversation: str, state: State, end: End) -> None:
+        run, step = end.run, end.run.step
+        said = None
+        if step is not None and step.finish is None:
+            deltas = await self.tape.read(conversation, step.event_id)
+            said = spoken((record.event() for record in deltas), run.run, step.step, step.attempt)
+        entries = ended(end, said, now_ms())
+        await self._commit(conversation, state, entries)
+        if run.calls:
+            await self.tape.cancel_alarm(conversation, run.run)
+
+    async def _commit(self, conversation: str, state: State, entries: Entries) -> None:
+        """Appends right after what was decided on; whatever came between, we decide again (`Overtaken`)."""
+        await Chain(self.tape, conversation, state.last_event_id).commit(entries, telemetry.carrier())
