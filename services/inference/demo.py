@@ -212,7 +212,7 @@ def _told(scene: _Scene) -> str:
         return "I called no tool for this."
     lines = [
         f"- `{result.tool_name}` {'failed' if result.outcome == 'failed' else 'answered'}: "
-        f"{_clip(result.model_response_str(), RESULT_CHARS_MAX)}"
+        f"{_clip(str(result.content), RESULT_CHARS_MAX)}"
         for result in scene.results
     ]
     return "The results:\n\n" + "\n".join(lines)
@@ -235,11 +235,16 @@ What else to try:
 | fail | a tool that fails, and how a model learns of it |
 | long 500 | 500 words, time enough to press stop or reload |
 
-A code block streams like any other text:
+A tool of your own is a function. Run a worker with this one, and say “forecast”:
 
 ```python
-async for event in conversation.follow():
-    print(event.seq, event.type)
+from tapeline.tools import tool
+
+
+@tool
+def forecast(city: str) -> str:
+    \"\"\"The weather to come.\"\"\"
+    return f"Sunny in {city}."
 ```
 """
 
@@ -255,7 +260,7 @@ def _expression(said: str) -> str:
 
 
 def _list(calls: list[_Call]) -> str:
-    return ", ".join(f"`{tool}`" for tool, _ in calls)
+    return " and ".join(f"`{tool}`" for tool, _ in calls)
 
 
 def _quote(text: str) -> str:

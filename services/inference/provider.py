@@ -7,6 +7,7 @@ keeps nothing of an answer: that is the engine's.
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -62,6 +63,7 @@ from . import demo
 from .prompt import AnswerTurn, Call, Prompt, ResultTurn, UserTurn
 
 STALL_S_DEFAULT: Final = 120.0  # silence before the first chunk or between two; hidden reasoning is silence
+STALL_S_MIN: Final = 0.01
 MESSAGE_CHARS_MAX: Final = 500  # of a provider's own words in an error
 TOOL_NAME_CHARS_MAX: Final = 64  # what every provider accepts
 SECRET_CHARS_MIN: Final = 8  # a shorter value would blot out ordinary words
@@ -133,8 +135,8 @@ class Models:
         """Read the settings; raises ConfigError where one makes no sense. Nothing is opened yet."""
         self.default = default
         self._environ = environ
-        self._stall_s = _number(environ, "TAPELINE_PROVIDER_STALL_S", STALL_S_DEFAULT)
-        delay_ms = _number(environ, "TAPELINE_DEMO_DELAY_MS", demo.DELAY_MS_DEFAULT)
+        self._stall_s = _number(environ, "TAPELINE_PROVIDER_STALL_S", STALL_S_DEFAULT, least=STALL_S_MIN)
+        delay_ms = _number(environ, "TAPELINE_DEMO_DELAY_MS", demo.DELAY_MS_DEFAULT, least=0)
         self._demo = demo.DemoModel(delay_ms / 1000)
         # One client per provider, for all its models and requests: a pooled connection saves the first token
         # a TCP and a TLS handshake.
@@ -333,16 +335,16 @@ def _first_line(text: str) -> str:
     return " ".join(text.split())[:MESSAGE_CHARS_MAX]
 
 
-def _number(environ: Mapping[str, str], variable: str, default: float) -> float:
-    text = environ.get(variable, "")
+def _number(environ: Mapping[str, str], variable: str, default: float, *, least: float) -> float:
+    text = environ.get(variable, "").strip()
     if not text:
         return default
     try:
         number = float(text)
     except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ConfigError(f"{variable} is {text!r}; it must be a number, 0 or more")
+        number = math.nan
+    if not least <= number < math.inf:
+        raise ConfigError(f"{variable} is {text!r}; it must be a number, {least:g} or more")
     return number
 
 
@@ -353,8 +355,8 @@ def _messages(prompt: Prompt) -> list[ModelMessage]:
     """The turns as every provider accepts them.
 
     The results of an answer's calls follow it at once, whatever came between, and a call without one gets a
-    result that says so. Reasoning is not sent back: Anthropic takes it only with its signature, which is not
-    kept, and asks for it only in a request that switches extended thinking on, which ours does not.
+    result that says so. Reasoning is not sent back: Anthropic takes its own only with the signature, which is not
+    kept, and adaptive thinking, all that its models do unasked, does without.
     """
     results = {turn.call: turn for turn in prompt.turns if isinstance(turn, ResultTurn)}
     messages: list[ModelMessage] = []

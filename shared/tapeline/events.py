@@ -11,6 +11,15 @@ from msgspec import Meta
 
 NO_RUN: Final = "-"  # the run of events that belong to the conversation itself
 
+JsonObject = Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": True})]
+Arguments = Annotated[
+    Any,
+    Meta(
+        description="An object; a string where the model wrote no JSON object.",
+        extra_json_schema={"type": ["object", "string"]},
+    ),
+]
+AnyJson = Annotated[Any, Meta(extra_json_schema={"type": ["null", "boolean", "number", "string", "array", "object"]})]
 Outcome = Literal["ok", "error", "timeout", "denied", "stopped", "unknown"]
 Resume = Literal["", "restart", "continue"]
 OnBusy = Literal["reject", "queue", "interrupt"]
@@ -42,7 +51,7 @@ class Conversation(Event, tag="conversation"):
     system: Annotated[str, Meta(description="System prompt.")] = ""
     model: Annotated[str, Meta(description="`provider:name`; empty: the deployment's default.")] = ""
     tools: Annotated[list[str] | None, Meta(description="Tools allowed; null: all that are offered.")] = None
-    metadata: dict[str, Any] = {}
+    metadata: JsonObject = {}
 
 
 class Message(Event, tag="message"):
@@ -66,7 +75,7 @@ class Approval(Event, tag="approval"):
 
     call: str
     approved: bool
-    arguments: Annotated[dict[str, Any] | None, Meta(description="Edited arguments, if any.")] = None
+    arguments: Annotated[JsonObject | None, Meta(description="Edited arguments, if any.")] = None
     reason: str = ""
     by: str = ""
 
@@ -121,7 +130,7 @@ class AnswerCall(msgspec.Struct, kw_only=True):
 
     call: str
     tool: str
-    arguments: Annotated[Any, Meta(description="An object; a string where the model wrote no JSON object.")]
+    arguments: Arguments
 
 
 class Answer(ModelEvent, tag="answer"):
@@ -147,7 +156,7 @@ class ToolCall(ModelEvent, tag="tool_call"):
 
     call: Annotated[str, Meta(description="Unique in the deployment: the tool's idempotency key.")]
     tool: str
-    arguments: Annotated[Any, Meta(description="An object; a string where the model wrote no JSON object.")]
+    arguments: Arguments
     deadline: Annotated[int, Meta(description="ms since the epoch.")]
     needs_approval: bool = False
 
@@ -205,7 +214,7 @@ class ToolResult(ToolEvent, tag="tool_result"):
 
     outcome: Outcome
     is_error: bool = False
-    content: Annotated[Any, Meta(description="What the tool returned, as JSON.")] = None
+    content: Annotated[AnyJson, Meta(description="What the tool returned.")] = None
     message: Annotated[str, Meta(description="What went wrong, where `is_error`.")] = ""
     duration_ms: int = 0
 

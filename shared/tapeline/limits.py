@@ -60,6 +60,7 @@ TOOL_PULL_S: Final = 2.0  # how long one request for a call waits; also until ca
 TOOL_CONSUMER_IDLE_S: Final = 7 * 24 * 3600.0  # a tool without workers for this long leaves nothing behind
 TOOL_CONSUMER_CHECK_S: Final = 5.0  # how often a worker looks whether its consumers are still there
 TOOL_RESULT_BYTES_MAX: Final = 512_000
+TOOL_RESULT_DEPTH_MAX: Final = 64  # nested arrays and objects
 TOOL_MESSAGE_CHARS_MAX: Final = 4_000
 PROGRESS_INTERVAL_S: Final = 0.2  # progress said more often is coalesced to the newest
 REGISTRY_TTL_S: Final = 30.0

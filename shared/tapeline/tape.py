@@ -89,12 +89,6 @@ class Record(NamedTuple):
     def is_fact(self) -> bool:
         return ".fact." in self.subject
 
-    @property
-    def time(self) -> datetime.datetime:
-        """When the server stored it."""
-        stamp = self.headers["Nats-Time-Stamp"]
-        return datetime.datetime.fromisoformat(stamp[:26].rstrip("Z") + "+00:00")
-
     def event(self) -> events.AnyEvent | events.Unknown:
         return events.decode(self.data)
 

@@ -1,0 +1,178 @@
+"""The whole of Tapeline as real processes, for tests that ask it over HTTP and kill its parts."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+import httpx
+
+from services.embedded import EmbeddedNats
+from services.process import spawn_options
+
+ROOT: Final = Path(__file__).parent.parent
+START_TIMEOUT_S: Final = 30.0
+POLL_S: Final = 0.02
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    """Polls until it is so; fails, naming what did not become so, when it takes too long."""
+    give_up = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < give_up, f"{what}: not within {timeout_s} s"
+        time.sleep(POLL_S)
+
+
+class Process:
+    """One service as a process, its output in a file."""
+
+    def __init__(self, module: str, env: Mapping[str, str], log: Path, ready: Callable[[], bool] | None = None) -> None:
+        self.module = module
+        self._log = log
+        self._out: IO[bytes] = log.open("ab")
+        self._from = log.stat().st_size
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            **spawn_options(),
+        )
+        wait_until(f"{module} ready", lambda: self._is_ready(ready), START_TIMEOUT_S)
+
+    def _is_ready(self, ready: Callable[[], bool] | None) -> bool:
+        assert self.popen.poll() is None, f"{self.module} ended: {self.output()}"
+        return ready() if ready else " ready" in self.output()
+
+    def output(self) -> str:
+        return self._log.read_bytes()[self._from :].decode(errors="replace")
+
+    def send(self, number: int) -> None:
+        """Signals it, SIGSTOP and SIGCONT for example."""
+        self.popen.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends the process; its exit code."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+            if number != signal.SIGKILL:
+                try:
+                    self.popen.wait(15)
+                except subprocess.TimeoutExpired:
+                    self.popen.kill()
+                    raise
+        code = self.popen.wait(15)
+        self._out.close()
+        return code
+
+
+class Stack:
+    """NATS, provisioned, and any number of edges, inference and tool workers on it."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.nats = EmbeddedNats(folder / "nats")
+        self.nats.start()
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))},
+            "TAPELINE_NATS_URL": self.nats.url,
+            "TAPELINE_MODEL": "demo",
+            "TAPELINE_DEMO_DELAY_MS": "5",
+            "PYTHONUNBUFFERED": "1",
+            **env,
+        }
+        self.ports: list[int] = []
+        self.edges: list[Process | None] = []
+        self.inferences: list[Process] = []
+        self.workers: list[Process] = []
+        provisioned = subprocess.run(
+            [sys.executable, "-m", "services.provision"],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert provisioned.returncode == 0, provisioned.stderr
+
+    def start(self) -> "Stack":
+        """One of each."""
+        self.start_inference()
+        self.start_worker()
+        self.add_edge()
+        return self
+
+    @property
+    def url(self) -> str:
+        return self.edge_url(0)
+
+    def edge_url(self, number: int) -> str:
+        return f"http://127.0.0.1:{self.ports[number]}"
+
+    def add_edge(self) -> int:
+        """Another edge; its number."""
+        self.ports.append(free_port())
+        self.edges.append(None)
+        self.start_edge(len(self.edges) - 1)
+        return len(self.edges) - 1
+
+    def start_edge(self, number: int = 0) -> None:
+        """Starts an edge that was ended, on its own port."""
+        url = self.edge_url(number)
+
+        def ready() -> bool:
+            try:
+                return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        env = {**self.env, "TAPELINE_PORT": str(self.ports[number])}
+        self.edges[number] = Process("services.edge", env, self.folder / f"edge-{number}.log", ready)
+
+    def kill_edge(self, number: int = 0, sig: int = signal.SIGKILL) -> int:
+        edge = self.edges[number]
+        assert edge is not None
+        self.edges[number] = None
+        return edge.end(sig)
+
+    def start_inference(self, env: Mapping[str, str] | None = None) -> Process:
+        log = self.folder / f"inference-{len(self.inferences)}.log"
+        process = Process("services.inference", {**self.env, **(env or {})}, log)
+        self.inferences.append(process)
+        return process
+
+    def start_worker(self, env: Mapping[str, str] | None = None) -> Process:
+        log = self.folder / f"tools-{len(self.workers)}.log"
+        process = Process("services.tools", {**self.env, **(env or {})}, log)
+        self.workers.append(process)
+        return process
+
+    def restart_nats(self) -> None:
+        """As after a crash: killed, and started again on the same port and store."""
+        self.nats.kill()
+        self.nats.start()
+
+    def stop(self) -> None:
+        for process in [*self.edges, *self.inferences, *self.workers]:
+            if process is not None:
+                process.end(signal.SIGKILL)
+        self.nats.stop()
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(errors='replace')}" for log in sorted(self.folder.glob("*.log"))
+        )
