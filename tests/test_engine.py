@@ -17,13 +17,16 @@ from tapeline.registry import ToolSpec
 from tapeline.tape import Record
 
 from services.inference.conclude import Spoken, answered, ended, settled, spoken
-from services.inference.decide import Claim, End, Leave, Rest, Settle, Trigger, Wait, decide
+from services.inference.decide import Budget, Claim, End, Leave, Rest, Settle, Trigger, Wait, decide
 from services.inference.prompt import Call
 from services.inference.provider import Finish
 
 TOOLS = {"add": ToolSpec(name="add", description="", parameters={}, timeout_s=60.0)}
 SCRIPT: list[tuple[str, int]] = [("Let me see. ", 3), ("Now one more. ", 1), ("It is done.", 0)]
 """What the model says in each step, and how many calls it makes then."""
+
+
+BUDGET = Budget()
 
 
 class Lost(Exception):
@@ -83,7 +86,7 @@ def inference(log: Log, trigger: Trigger, worker: str, now: Callable[[], int]) -
         state = log.facts()
         yield
         try:
-            match decide(state, trigger, now()):
+            match decide(state, trigger, now(), BUDGET):
                 case Rest() | Leave() | Wait():
                     return
                 case Settle() as settle:
@@ -134,7 +137,7 @@ def attempt(log: Log, state: State, claim: Claim, trigger: Trigger, worker: str,
         calls=[Call(f"p{index}", "add", {"n": index}) for index in range(calls)],
         usage={"output_tokens": 5},
     )
-    writer.append(answered(claim, finish, said, TOOLS, now))
+    writer.append(answered(claim, finish, said, TOOLS, now, BUDGET))
 
 
 def tool(log: Log, call: str, run: str, worker: str) -> Iterator[None]:
@@ -300,26 +303,39 @@ def test_a_run_past_its_deadline_ends_with_an_error_whatever_it_waits_for() -> N
     log.append([(subjects.INPUT, Conversation(run="-", ts=0, owner="o"))], 0)
     log.append([(subjects.INPUT, Message(run="r", ts=0, content="?"))], 1)
     late = int(limits.RUN_DEADLINE_S * 1000)
-    assert isinstance(decide(log.facts(), Trigger(2, 1), late - 1), Claim)
-    end = decide(log.facts(), Trigger(2, 1), late)
+    assert isinstance(decide(log.facts(), Trigger(2, 1), late - 1, BUDGET), Claim)
+    end = decide(log.facts(), Trigger(2, 1), late, BUDGET)
     assert isinstance(end, End)
     assert (end.reason, end.code) == ("error", "run_deadline")
+
+
+def test_a_stopped_run_whose_turn_has_not_come_ends_at_once() -> None:
+    log = Log()
+    log.append([(subjects.INPUT, Conversation(run="-", ts=0, owner="o"))], 0)
+    log.append([(subjects.INPUT, Message(run=name, ts=0, content="?")) for name in ("first", "queued")], 1)
+    log.append([(subjects.MODEL, Step(run="first", ts=0, step=1, attempt=1, worker="w", trigger=2))], log.last)
+    log.append([(subjects.INPUT, Stop(run="queued", ts=0))], log.last)
+    end = decide(log.facts(), Trigger(5, 1), 0, BUDGET)
+    assert isinstance(end, End)
+    assert (end.run.run, end.reason) == ("queued", "stopped")
+    log.append(ended(end, None, 0), log.last)
+    assert [run.status for run in log.facts().runs.values()] == ["active", "done"]
 
 
 def test_a_call_without_a_result_is_settled_after_its_deadline_and_not_before() -> None:
     log, trigger = Log(), Trigger(2, 1)
     log.append([(subjects.INPUT, Conversation(run="-", ts=0, owner="o"))], 0)
     log.append([(subjects.INPUT, Message(run="r", ts=0, content="?"))], 1)
-    claim = decide(log.facts(), trigger, 0)
+    claim = decide(log.facts(), trigger, 0, BUDGET)
     assert isinstance(claim, Claim)
     step = Step(run="r", ts=0, step=1, attempt=1, worker="w", trigger=2)
     log.append([(subjects.MODEL, step)], log.last)
     finish = Finish(reason="tool_calls", calls=[Call("p", "add", {})], usage={})
-    log.append(answered(claim, finish, Spoken(), TOOLS, 0), log.last)
-    wait = decide(log.facts(), Trigger(9, 1), 1)
+    log.append(answered(claim, finish, Spoken(), TOOLS, 0, BUDGET), log.last)
+    wait = decide(log.facts(), Trigger(9, 1), 1, BUDGET)
     assert isinstance(wait, Wait)
-    assert isinstance(decide(log.facts(), trigger, wait.until - 1), Wait)
-    settle = decide(log.facts(), trigger, wait.until)
+    assert isinstance(decide(log.facts(), trigger, wait.until - 1, BUDGET), Wait)
+    settle = decide(log.facts(), trigger, wait.until, BUDGET)
     assert isinstance(settle, Settle)
     assert settle.outcome == "timeout"
 
@@ -331,6 +347,6 @@ def test_only_a_later_delivery_of_the_claiming_trigger_takes_over(delivery: int)
     log.append([(subjects.INPUT, Message(run="r", ts=0, content="?"))], 1)
     step = Step(run="r", ts=0, step=1, attempt=1, worker="w", trigger=2, delivery=2)
     log.append([(subjects.MODEL, step)], log.last)
-    assert isinstance(decide(log.facts(), Trigger(99, 5), 0), Rest)
-    action = decide(log.facts(), Trigger(2, delivery), 0)
+    assert isinstance(decide(log.facts(), Trigger(99, 5), 0, BUDGET), Rest)
+    action = decide(log.facts(), Trigger(2, delivery), 0, BUDGET)
     assert isinstance(action, Claim if delivery == 3 else Leave)

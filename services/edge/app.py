@@ -169,7 +169,9 @@ def application(edge: Edge) -> Starlette:
         Route("/", edge.page),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
+    app.router.redirect_slashes = False  # it would name this edge as it sees itself, behind a proxy
+    return app
 
 
 Handler = Callable[[Request], Awaitable[Any]]

@@ -16,13 +16,13 @@ T = TypeVar("T")
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
 _CURSOR_MAX: Final = 2**63 - 1
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{limits.IDEMPOTENCY_KEY_CHARS_MAX}}}")
-_MODEL: Final = r"^[A-Za-z0-9._:/@-]*$"
+_MODEL: Final = r"^[A-Za-z0-9._:/@-]*\Z"  # `$` would let a newline through at the end
 
 
 class NewConversation(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /v1/conversations`."""
 
-    id: Annotated[str, Meta(pattern=rf"^[A-Za-z0-9_-]{{1,{limits.CONVERSATION_ID_CHARS_MAX}}}$")] | None = None
+    id: Annotated[str, Meta(pattern=rf"^[A-Za-z0-9_-]{{1,{limits.CONVERSATION_ID_CHARS_MAX}}}\Z")] | None = None
     title: Annotated[str, Meta(max_length=limits.TITLE_CHARS_MAX)] = ""
     system: Annotated[str, Meta(max_length=limits.SYSTEM_CHARS_MAX)] = ""
     model: Annotated[str, Meta(max_length=200, pattern=_MODEL)] = ""
@@ -33,7 +33,7 @@ class NewConversation(msgspec.Struct, forbid_unknown_fields=True):
 class NewMessage(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /v1/conversations/{id}/messages`."""
 
-    content: Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_CHARS_MAX)]
+    content: Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_CHARS_MAX, pattern=r"\S")]  # providers too
     model: Annotated[str, Meta(max_length=200, pattern=_MODEL)] = ""
     on_busy: OnBusy = "reject"
 
@@ -84,7 +84,7 @@ def conversation(request: Request) -> str:
 
 def cursor(request: Request) -> int:
     """Where the reader is: `Last-Event-ID`, else `?after=`, else the beginning. Raises `Problem` 400."""
-    text = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
+    text = request.headers.get("last-event-id", request.query_params.get("after", "0"))
     if not _CURSOR.fullmatch(text) or int(text) > _CURSOR_MAX:
         raise Problem(400, "bad_cursor", "A cursor is the `id` of an event: a whole number.")
     return int(text)

@@ -8,7 +8,7 @@ import re
 from typing import Final, NamedTuple
 
 from tapeline import limits
-from tapeline.events import Undecodable, peek
+from tapeline.events import UNDECODABLE, Undecodable, peek
 from tapeline.tape import Record
 
 HELLO: Final = b"retry: %d\n: tapeline\n\n" % limits.RETRY_MS
@@ -39,7 +39,7 @@ def frame(record: Record) -> Frame:
         event = peek(record.data)
         name, run = event.type, event.run
     except Undecodable:
-        name, run = "undecodable", ""
+        name, run = UNDECODABLE, ""
     if not _NAME.fullmatch(name):
         name = "unknown"
     data = record.data
@@ -57,5 +57,5 @@ def line(record: Record) -> bytes:
     try:
         peek(data)
     except Undecodable:
-        return place + b'"type":"undecodable"}\n'
+        return place + b'"type":"%s"}\n' % UNDECODABLE.encode()
     return place + _NEWLINE.sub(b" ", data[1:]).lstrip() + b"\n"

@@ -3,7 +3,7 @@
 from typing import Final
 
 from opentelemetry import metrics
-from tapeline.events import Done, Error, ToolResult, Undecodable
+from tapeline.events import Done, Error, ToolResult
 from tapeline.tape import Record
 
 _meter = metrics.get_meter("tapeline")
@@ -26,11 +26,7 @@ class Meters:
         """A live event passed, once per process."""
         if not record.is_fact:
             return
-        try:
-            event = record.event()
-        except Undecodable:
-            return
-        match event:
+        match event := record.event():
             case Done():
                 outcome = "stopped" if event.reason == "stopped" else "complete"
                 self._run(event, outcome)

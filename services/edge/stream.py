@@ -52,8 +52,12 @@ class Events:
         self._draining = draining
         self._heartbeat_s = heartbeat_s
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streams until there is a reason to end, and ends the response properly."""
+        if scope["method"] == "HEAD":  # without an end, the connection would take no further request
+            await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+            await send({"type": "http.response.body", "body": b""})
+            return
         self._meters.opened(resumed=self._reading.resumed)
         how = "failed"
         ends = {
@@ -129,7 +133,8 @@ class Lines:
     async def _chunks(self) -> AsyncIterator[bytes]:
         reading = self._reading
         kind = subjects.FACTS if reading.facts_only else subjects.ALL
-        async for page in self._tape.pages(reading.conversation, reading.after, kind):
+        newest = await self._tape.last(reading.conversation, kind)
+        async for page in self._tape.pages(reading.conversation, reading.after, kind, newest):
             lines = [line(record) for record in page if reading.run in (None, frame(record).run)]
             if lines:
                 yield b"".join(lines)

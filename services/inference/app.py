@@ -21,7 +21,7 @@ from tapeline.registry import Registry
 from tapeline.settings import Settings
 from tapeline.tape import Tape, Unavailable
 
-from .decide import Trigger
+from .decide import Budget, Trigger
 from .engine import Engine
 from .provider import Models
 
@@ -138,6 +138,17 @@ def subscribe(broker: NatsBroker, inference: Inference, shards: int) -> None:
         subscriber(inference.handle)
 
 
+async def _watch(tape: Tape) -> None:
+    """Ends with `Refused` when what this service needs in NATS is no longer there: a consumer that somebody
+    deleted looks like one that has nothing to deliver."""
+    while True:
+        await asyncio.sleep(limits.DRIFT_CHECK_S)
+        try:
+            await provision.verify(tape)
+        except Unavailable:
+            log.warning("NATS is away; what is under way waits for it")
+
+
 async def main(settings: Settings) -> None:
     """Runs the service until SIGTERM or SIGINT."""
     telemetry.setup("inference")
@@ -147,7 +158,11 @@ async def main(settings: Settings) -> None:
     tape = await Tape.open(settings.nats_url, "tapeline-inference")
     await provision.verify(tape)
     worker = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    inference = Inference(Engine(tape, Registry(tape), models, default_model, worker))
+    budget = Budget(
+        run_s=settings.number("TAPELINE_RUN_DEADLINE_S", int(limits.RUN_DEADLINE_S), least=1),
+        steps=settings.number("TAPELINE_STEPS_MAX", limits.STEPS_MAX, least=1),
+    )
+    inference = Inference(Engine(tape, Registry(tape), models, default_model, budget, worker))
     broker = NatsBroker(
         settings.nats_url,
         name="tapeline-inference-triggers",
@@ -162,9 +177,14 @@ async def main(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
     print(f"inference ready: {worker}, model {default_model}", flush=True)
+    watching = asyncio.create_task(_watch(tape))
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await stop.wait()
+        done, _ = await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if watching in done:
+            await watching  # what drifted, as the reason to end
     finally:
+        watching.cancel()
         await broker.stop()
         await models.aclose()
         await tape.close()

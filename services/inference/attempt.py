@@ -21,7 +21,7 @@ from tapeline.registry import ToolSpec
 from tapeline.tape import Record, Tape
 
 from .conclude import answered, call_id
-from .decide import Claim, Trigger
+from .decide import Budget, Claim, Trigger
 from .deltas import Deltas, Full
 from .history import prompt_of
 from .provider import CallInput, Finish, Models, ProviderError, Text, Thinking
@@ -55,6 +55,7 @@ class Attempt:
     worker: str
     model: str
     offered: Mapping[str, ToolSpec]
+    budget: Budget
     clock: Callable[[], int]
     """ms since the epoch."""
 
@@ -72,16 +73,27 @@ class Attempt:
                 "tapeline.step": claim.step,
                 "tapeline.attempt": claim.attempt,
             },
+            record_exception=False,  # a provider's error may quote what was said
+            set_status_on_exception=False,
         ) as span:
-            claimed = await self._claim()
-            chain = Chain(self.tape, self.conversation, claimed, self._ends)
-            deltas = Deltas(chain, run.run, claim.step, claim.attempt, self.clock)
-            finish: Finish = await _first(self._produce(deltas), deltas.pump(), self._watch(claimed))
-            span.set_attribute("gen_ai.response.finish_reasons", [finish.reason])
-            for name in ("input_tokens", "output_tokens"):
-                span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
-            entries = answered(claim, finish, deltas.said(), self.offered, self.clock())
-            await chain.commit(entries, telemetry.carrier())
+            try:
+                await self._make(span)
+            except Failed as failed:
+                span.set_attribute("error.type", failed.error.code)
+                span.set_status(trace.StatusCode.ERROR)
+                raise
+
+    async def _make(self, span: trace.Span) -> None:
+        run, claim = self.claim.run, self.claim
+        claimed = await self._claim()
+        chain = Chain(self.tape, self.conversation, claimed, self._ends)
+        deltas = Deltas(chain, run.run, claim.step, claim.attempt, self.clock)
+        finish: Finish = await _first(self._produce(deltas), deltas.pump(), self._watch(claimed))
+        span.set_attribute("gen_ai.response.finish_reasons", [finish.reason])
+        for name in ("input_tokens", "output_tokens"):
+            span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
+        entries = answered(claim, finish, deltas.said(), self.offered, self.clock(), self.budget)
+        await chain.commit(entries, telemetry.carrier())
 
     async def _claim(self) -> int:
         claim, over, last = self.claim, self.claim.over, self.state.last_event_id

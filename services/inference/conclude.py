@@ -23,7 +23,7 @@ from tapeline.events import (
 from tapeline.fold import RunState, add_usage
 from tapeline.registry import ToolSpec
 
-from .decide import Claim, End, Settle, deadline
+from .decide import Budget, Claim, End, Settle
 from .provider import Finish
 
 Entries = list[tuple[str, Event]]
@@ -64,7 +64,9 @@ def call_id(run: str, step: int, index: int) -> str:
     return f"{run}-{step}-{index}"
 
 
-def answered(claim: Claim, finish: Finish, said: Spoken, offered: Mapping[str, ToolSpec], now: int) -> Entries:
+def answered(
+    claim: Claim, finish: Finish, said: Spoken, offered: Mapping[str, ToolSpec], now: int, budget: Budget
+) -> Entries:
     """A finished stream: the answer with its calls, or with the end of the run. `now` is in ms since the epoch."""
     run = claim.run
     calls = [
@@ -73,9 +75,9 @@ def answered(claim: Claim, finish: Finish, said: Spoken, offered: Mapping[str, T
     ]
     answer = _answer(run, claim.step, claim.attempt, finish.reason, said, calls, finish.usage, now)
     entries: Entries = [(subjects.MODEL, answer)]
-    if calls and claim.step < limits.STEPS_MAX:
+    if calls and claim.step < budget.steps:
         for call in calls:
-            entries += _issued(claim, call, offered, now)
+            entries += _issued(claim, call, offered, now, budget.deadline(run))
         return entries
     end = End(run, "max_steps" if calls else "stop")
     facts = run.facts + 3  # the claim, the answer, and this
@@ -172,7 +174,7 @@ def _terminal(end: End, reason: str, answer: Answer | None, facts: int, now: int
     )
 
 
-def _issued(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], now: int) -> Entries:
+def _issued(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], now: int, latest: int) -> Entries:
     """A `tool_call` for its workers; for a tool that nobody offers, its result as well."""
     run, spec = claim.run.run, offered.get(asked.tool)
     timeout_ms = int(min(spec.timeout_s, limits.TOOL_TIMEOUT_S_MAX) * 1000) if spec else 0
@@ -184,7 +186,7 @@ def _issued(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], no
         call=asked.call,
         tool=asked.tool,
         arguments=asked.arguments,
-        deadline=min(now + timeout_ms, deadline(claim.run)),
+        deadline=min(now + timeout_ms, latest),
         needs_approval=spec is not None and spec.needs_approval,
     )
     if spec is not None:

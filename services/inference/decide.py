@@ -69,52 +69,63 @@ class End:
     retryable: bool = False
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a run may cost."""
+
+    run_s: float = limits.RUN_DEADLINE_S
+    """From its turn to its end."""
+    steps: int = limits.STEPS_MAX
+    attempts: int = limits.STEP_ATTEMPTS_MAX
+    """Per step."""
+
+    def deadline(self, run: RunState) -> int:
+        """When the run must have ended, ms since the epoch."""
+        return run.active_ts + int(self.run_s * 1000)
+
+
 Action = Rest | Leave | Claim | Settle | Wait | End
 
 
-def decide(state: State, trigger: Trigger, now: int) -> Action:
+def decide(state: State, trigger: Trigger, now: int, budget: Budget) -> Action:
     """The next action in this conversation. `now` is in ms since the epoch."""
-    run = state.active
-    if run is None:
+    for run in state.runs.values():  # also one whose turn has not come
+        if run.stopped and not run.ended:
+            return End(run, "stopped")
+    active = state.active
+    if active is None:
         return Rest()
-    if run.stopped:
-        return End(run, "stopped")
-    if now >= deadline(run):
-        message = f"the run did not end within its {limits.RUN_DEADLINE_S:.0f} s"
+    run, step = active, active.step
+    if now >= budget.deadline(run):
+        message = f"the run did not end within its {budget.run_s:.0f} s"
         return End(run, "error", "run_deadline", message, retryable=True)
-    step = run.step
     if step is None:
         return Claim(run, 1, 1)
     if step.finish is None:
-        return _open(run, step, trigger)
-    return _answered(run, step, now)
+        return _open(run, step, trigger, budget)
+    return _answered(run, step, now, budget)
 
 
-def deadline(run: RunState) -> int:
-    """When the run must have ended, ms since the epoch."""
-    return run.active_ts + int(limits.RUN_DEADLINE_S * 1000)
-
-
-def _open(run: RunState, step: StepState, trigger: Trigger) -> Action:
+def _open(run: RunState, step: StepState, trigger: Trigger, budget: Budget) -> Action:
     """A worker claimed the step and has not answered: its trigger is kept alive for as long as it lives."""
     if step.trigger != trigger.seq:
         return Rest()
     if trigger.delivery <= step.delivery:
         return Leave()
-    if step.attempt >= limits.STEP_ATTEMPTS_MAX:
+    if step.attempt >= budget.attempts:
         message = f"{step.attempt} workers were lost in this step"
         return End(run, "error", "attempts_exhausted", message, retryable=True)
     return Claim(run, step.step, step.attempt + 1, over=step)
 
 
-def _answered(run: RunState, step: StepState, now: int) -> Action:
+def _answered(run: RunState, step: StepState, now: int, budget: Budget) -> Action:
     """The step's content is there, and its calls are under way or have ended."""
     waiting = [call for call in step.calls if call.status != "done"]
     for call in waiting:
         if now >= patience(call):
             return Settle(run, call, "timeout", _overdue(call))
     if waiting:
-        return Wait(run, min([deadline(run), *map(patience, waiting)]))
+        return Wait(run, min([budget.deadline(run), *map(patience, waiting)]))
     return Claim(run, step.step + 1, 1)
 
 

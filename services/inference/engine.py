@@ -5,7 +5,7 @@ there is nothing left to do here. A run that waits for a tool or a person holds 
 import asyncio
 import logging
 
-from tapeline import limits, telemetry
+from tapeline import telemetry
 from tapeline.append import Chain, Overtaken
 from tapeline.clock import now_ms
 from tapeline.fold import State
@@ -15,7 +15,7 @@ from tapeline.tape import Refused, Tape
 
 from .attempt import Attempt, Failed
 from .conclude import Entries, ended, settled, spoken
-from .decide import Claim, End, Leave, Rest, Settle, Trigger, Wait, deadline, decide
+from .decide import Budget, Claim, End, Leave, Rest, Settle, Trigger, Wait, decide
 from .provider import Models
 
 log = logging.getLogger(__name__)
@@ -24,18 +24,21 @@ log = logging.getLogger(__name__)
 class Engine:
     """Decides and acts for one inference process, `worker` being its name in the log."""
 
-    def __init__(self, tape: Tape, registry: Registry, models: Models, default_model: str, worker: str) -> None:
+    def __init__(
+        self, tape: Tape, registry: Registry, models: Models, default_model: str, budget: Budget, worker: str
+    ) -> None:
         self.tape = tape
         self.registry = registry
         self.models = models
         self.default_model = default_model
+        self.budget = budget
         self.worker = worker
 
     async def react(self, conversation: str, trigger: Trigger) -> bool:
         """Does all there is to do in the conversation now. Whether the trigger may be acknowledged."""
         while True:
             state = await load(self.tape, conversation)
-            action = decide(state, trigger, now_ms())
+            action = decide(state, trigger, now_ms(), self.budget)
             try:
                 match action:
                     case Rest():
@@ -81,9 +84,10 @@ class Engine:
                 self.worker,
                 model,
                 offered,
+                self.budget,
                 now_ms,
             )
-            until_deadline = asyncio.timeout((deadline(claim.run) - now_ms()) / 1000)
+            until_deadline = asyncio.timeout((self.budget.deadline(claim.run) - now_ms()) / 1000)
             try:
                 async with until_deadline:
                     await attempt.make()
@@ -100,7 +104,7 @@ class Engine:
                 step = run.step if run else None
                 if run is None or run.run != claim.run.run or step is None or step.worker != self.worker:
                     return  # overtaken meanwhile
-                if failed.again and step.attempt < limits.STEP_ATTEMPTS_MAX:
+                if failed.again and step.attempt < self.budget.attempts:
                     claim = Claim(run, step.step, step.attempt + 1, over=step)
                     continue
                 end = End(run, "error", error.code, error.message, error.retryable)

@@ -84,9 +84,7 @@ class Chain:
         """Reads what came after `last`. The batch's sequences where it is there already, else none."""
         if true_last != -1 and true_last < self.last:
             raise Overtaken(None)  # the log is shorter than what we saw: purged
-        between = [
-            record async for page in self.tape.pages(self.conversation, self.last, until=true_last) for record in page
-        ]
+        between = await self.tape.read(self.conversation, self.last, until=true_last)
         if between and between[0].prev == self.last and between[0].data == batch[0].data:
             return [record.seq for record in between[: len(batch)]]
         for record in between:

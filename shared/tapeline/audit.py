@@ -25,6 +25,7 @@ from .events import (
     ToolStarted,
     Undecodable,
     Unknown,
+    decode,
 )
 from .tape import Record
 
@@ -61,7 +62,7 @@ def violations(records: Iterable[Record], *, complete: bool = True) -> list[str]
         elif record.prev != last and complete:
             found.append(f"{seq} was appended after {record.prev}, but {last} is before it")
         try:
-            event = record.event()
+            event = decode(record.data)
         except Undecodable as error:
             found.append(f"{seq} is no event: {error}")
             event = None

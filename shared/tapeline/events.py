@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 NO_RUN: Final = "-"  # the run of events that belong to the conversation itself
+UNDECODABLE: Final = "undecodable"  # the type by which readers know what is no event at all
 
 JsonObject = Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": True})]
 Arguments = Annotated[

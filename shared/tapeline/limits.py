@@ -43,6 +43,7 @@ IN_PROGRESS_S: Final = 3.0  # how often a busy worker says so
 TRIGGER_DELIVERIES_MAX: Final = 8  # then the trigger is poison: dead letter, and its run ends with `error`
 TRIGGERS_PENDING_MAX: Final = 10_000  # unacknowledged triggers per shard, over all workers
 RUNS_PER_WORKER_MAX: Final = 256  # per shard
+DRIFT_CHECK_S: Final = 5.0
 DRAIN_S: Final = 8.0
 WAKE_TTL_S: Final = 3_600  # how long a timer that fired stays in the stream
 

@@ -1,8 +1,12 @@
-"""A conversation's state, read from the log: the I/O around `fold`."""
+"""A conversation's state, read from the log: the I/O around `fold`.
+
+History is read from whichever replica answers, and one may lag. What a writer decides on must not: so what the
+leader says is the newest fact is read for until it is there.
+"""
 
 from . import subjects
 from .fold import State, fold
-from .tape import Tape
+from .tape import Record, Tape
 
 
 async def load(tape: Tape, conversation: str) -> State:
@@ -12,7 +16,7 @@ async def load(tape: Tape, conversation: str) -> State:
     Raises `Unavailable`.
     """
     last = await tape.last(conversation)
-    state = fold(await tape.read(conversation, kind=subjects.FACTS))
+    state = fold(await _facts(tape, conversation))
     state.last_event_id = max(last, state.last_event_id)
     return state
 
@@ -22,7 +26,7 @@ async def snapshot(tape: Tape, conversation: str) -> State:
 
     A reader that follows after `last_event_id` continues exactly there. Raises `Unavailable`.
     """
-    facts = await tape.read(conversation, kind=subjects.FACTS)
+    facts = await _facts(tape, conversation)
     state = fold(facts)
     run = state.active
     if run is None or run.step is None or run.step.finish is not None:
@@ -32,3 +36,8 @@ async def snapshot(tape: Tape, conversation: str) -> State:
     async for page in tape.pages(conversation, claim):
         state = fold(page, state)
     return state
+
+
+async def _facts(tape: Tape, conversation: str) -> list[Record]:
+    newest = await tape.last(conversation, subjects.FACTS) if tape.deployment.replicas > 1 else 0
+    return await tape.read(conversation, kind=subjects.FACTS, until=newest)

@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
 import msgspec
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -90,7 +89,11 @@ class Record(NamedTuple):
         return ".fact." in self.subject
 
     def event(self) -> events.AnyEvent | events.Unknown:
-        return events.decode(self.data)
+        """What it says. Bytes that are no event are `Unknown` too: what nobody can read must stop nobody."""
+        try:
+            return events.decode(self.data)
+        except events.Undecodable:
+            return events.Unknown(type=events.UNDECODABLE)
 
 
 class Entry(NamedTuple):
@@ -231,9 +234,9 @@ class Tape:
 
     # Reading
 
-    async def last(self, conversation: str) -> int:
+    async def last(self, conversation: str, kind: str = subjects.ALL) -> int:
         """The conversation's last sequence, 0 where it has no event; from the leader, so never behind."""
-        request = _json({"last_by_subj": self.subject(conversation)})
+        request = _json({"last_by_subj": self.subject(conversation, kind)})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream(conversation)}"
 
         async def once() -> int:
@@ -267,13 +270,13 @@ class Tape:
                 if page:
                     after = page[-1].seq
                     yield page
-            if after >= until or await self.last(conversation) < until:  # there, or purged since
+            if after >= until or await self.last(conversation, kind) < until:  # there, or purged since
                 return
             await asyncio.sleep(limits.READ_RETRY_S)
 
-    async def read(self, conversation: str, after: int = 0, kind: str = subjects.ALL) -> list[Record]:
+    async def read(self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int = 0) -> list[Record]:
         """All pages in one list: for what is known to be small, such as facts."""
-        return [record async for page in self.pages(conversation, after, kind) for record in page]
+        return [record async for page in self.pages(conversation, after, kind, until) for record in page]
 
     async def first(self, conversation: str) -> Record | None:
         """The conversation's first event that is kept."""
@@ -329,8 +332,10 @@ class Tape:
         """While open, `take` is given the live copy of each stored event. Copies may be lost; `doubt` is called
         when the connection was, so that some probably are.
 
-        On entry the server has the subscription: what is stored from then on is sent.
+        On entry the subscription is on its way, before any later request: what is stored after such a request
+        was answered is sent.
         """
+        # No flush here: a flush that is cancelled, or times out, ends nats-py's read loop when its PONG comes.
 
         async def deliver(message: Msg) -> None:
             take(record(message))
@@ -342,11 +347,6 @@ class Tape:
         )
         self._doubts.add(doubt)
         try:
-            if self.nc.is_connected:  # otherwise the reconnect subscribes again, and `doubt` says so
-                try:
-                    await self.nc.flush(timeout=2)
-                except (nats.errors.Error, TimeoutError) as error:
-                    raise Unavailable(f"no answer to a subscription: {error}") from error
             yield
         finally:
             self._doubts.discard(doubt)
@@ -410,15 +410,22 @@ def record(message: Msg) -> Record:
 
 async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
     """A connection that comes back by itself for as long as it lives. Raises `Unavailable`."""
+    nc = Client()
+    refused: Exception | None = None
 
     async def on_error(error: Exception) -> None:
+        nonlocal refused
         if isinstance(error, nats.errors.SlowConsumerError):
             log.debug("live copies were dropped: %s", error)  # the follower sees the gap and heals it
-        else:
+        elif nc.is_connected:
             log.warning("nats: %s", _reason(error))
+        else:
+            refused = error  # one more try that failed: that the connection is lost has been said
+            log.debug("nats: %s", _reason(error))
 
     async def on_disconnect() -> None:
-        log.warning("nats: connection lost")
+        if not nc.is_closed:
+            log.warning("nats: connection lost")
 
     async def on_reconnect() -> None:
         log.warning("nats: connected again")
@@ -427,7 +434,7 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
 
     try:
         async with asyncio.timeout(limits.READ_TIMEOUT_S + 1):
-            return await nats.connect(
+            await nc.connect(
                 url,
                 name=name,
                 error_cb=on_error,
@@ -435,12 +442,14 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
                 reconnected_cb=on_reconnect,
                 connect_timeout=2,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds to sleep, and a fraction will do
                 ping_interval=10,
                 max_outstanding_pings=2,
             )
     except (OSError, TimeoutError, nats.errors.Error) as error:
-        raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {_reason(error)}") from error
+        reason = _reason(refused or error)
+        raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {reason}") from error
+    return nc
 
 
 async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 Code elsewhere uses the OpenTelemetry API only. There is no span per token.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Final
 
 from opentelemetry import propagate
 from opentelemetry.context import Context
+
+from .settings import ConfigError
 
 TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
@@ -29,11 +32,11 @@ def context(headers: Mapping[str, str] | None) -> Context:
 
 def setup(service: str) -> None:
     """Sets the SDK up for a service's process: traces where `OTEL_TRACES_EXPORTER` says (`otlp`, `console`;
-    default none), metrics always collected for Prometheus (see `exposition`) and, where
-    `OTEL_METRICS_EXPORTER=otlp`, sent as well. `OTEL_SERVICE_NAME` and the other variables are the SDK's own.
+    default none); metrics for Prometheus where its exporter is installed (see `exposition`; served by themselves
+    where `OTEL_EXPORTER_PROMETHEUS_PORT` is set), and sent where `OTEL_METRICS_EXPORTER=otlp`. The other
+    variables are the SDK's own. Raises `ConfigError`.
     """
     from opentelemetry import metrics, trace
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
     from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -53,14 +56,22 @@ def setup(service: str) -> None:
         elif wanted == "console":
             provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
         else:
-            raise ValueError(f"OTEL_TRACES_EXPORTER={wanted}: this build knows none, console and otlp")
+            raise ConfigError(f"OTEL_TRACES_EXPORTER={wanted}: this build knows none, console and otlp")
         trace.set_tracer_provider(provider)
 
-    readers: list[MetricReader] = [PrometheusMetricReader()]
+    readers: list[MetricReader] = []
+    if importlib.util.find_spec("opentelemetry.exporter.prometheus"):
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+
+        readers.append(PrometheusMetricReader())
     if os.environ.get("OTEL_METRICS_EXPORTER") == "otlp":
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    if port := os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT"):
+        from prometheus_client import start_http_server
+
+        start_http_server(int(port), os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost"))
     views = [
         View(instrument_unit="s", aggregation=ExplicitBucketHistogramAggregation(SECONDS)),
         View(instrument_unit="{token}/s", aggregation=ExplicitBucketHistogramAggregation(RATES)),
