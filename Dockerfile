@@ -1,0 +1,43 @@
+# One image per service: docker build --target edge|inference|tools|provision .
+# They share every layer but the last.
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
+RUN python -m venv /opt/tapeline
+WORKDIR /build
+# Wheels only: building a source package would run code that no hash here covers.
+COPY requirements.lock .
+RUN /opt/tapeline/bin/pip install --no-deps --require-hashes --only-binary :all: -r requirements.lock
+COPY pyproject.toml LICENSE README.md ./
+COPY shared shared
+RUN /opt/tapeline/bin/pip install --no-deps --no-build-isolation .
+
+FROM python:${PYTHON_VERSION}-slim AS base
+RUN useradd --system --uid 10001 --no-create-home --home-dir /nonexistent tapeline
+ENV PATH=/opt/tapeline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+COPY --from=build /opt/tapeline /opt/tapeline
+WORKDIR /app
+COPY services/__init__.py services/__init__.py
+USER tapeline
+
+FROM base AS provision
+COPY services/provision.py services/provision.py
+CMD ["python", "-m", "services.provision"]
+
+FROM base AS inference
+COPY services/inference services/inference
+CMD ["python", "-m", "services.inference"]
+
+FROM base AS tools
+COPY services/tools services/tools
+CMD ["python", "-m", "services.tools"]
+
+FROM base AS edge
+COPY services/edge services/edge
+# All interfaces, and therefore only with TAPELINE_API_KEYS or another way to tell users apart.
+ENV TAPELINE_HOST=0.0.0.0 TAPELINE_PORT=8080
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"TAPELINE_PORT\"]}/healthz', timeout=2)"]
+CMD ["python", "-m", "services.edge"]

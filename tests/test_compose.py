@@ -1,0 +1,153 @@
+"""compose.yaml, the Dockerfile and the configuration they mount, as far as that can be told without an engine."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+import yaml
+from tapeline.settings import EX_CONFIG
+
+ROOT: Final = Path(__file__).parent.parent
+SERVICES: Final = ("edge", "inference", "tools", "provision")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, list[str]]:
+    """The Dockerfile's stages by name, each with its lines; the first of them says what it is built from."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if start := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            found[start[2]] = [start[1]]
+        elif found:
+            found[next(reversed(found))].append(line)
+    return found
+
+
+def specification() -> dict[str, Any]:
+    """The Compose specification's own schema, as check-jsonschema ships it."""
+    file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema: dict[str, Any] = json.loads(file.read_text())
+    return schema
+
+
+def test_follows_the_compose_specification(compose: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator(specification()).validate(compose)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"services": {"edge": {"imagee": "x"}}},
+        {"services": {"edge": {"image": "x", "depends_on": {"nats": {"condition": "service_ready"}}}}},
+        {"services": {"edge": {"image": "x", "deploy": {"replicas": "two"}}}, "volums": {}},
+    ],
+)
+def test_the_specification_would_catch_a_mistake(spoilt: dict[str, Any]) -> None:
+    assert not jsonschema.Draft202012Validator(specification()).is_valid(spoilt)
+
+
+def test_what_it_builds_mounts_and_waits_for_is_there(compose: dict[str, Any], stages: dict[str, list[str]]) -> None:
+    for name, service in compose["services"].items():
+        assert "build" in service or re.fullmatch(r"\S+:\d+\.\d+\S*", service["image"]), f"{name}: no version"
+        if "build" in service:
+            assert service["build"]["target"] in stages, name
+        for mount in service.get("volumes", ()):
+            source = mount.partition(":")[0]
+            there = (ROOT / source).is_file() if source.startswith(".") else source in compose["volumes"]
+            assert there, f"{name} mounts {source}"
+        for other in service.get("depends_on", ()):
+            assert other in compose["services"], f"{name} waits for {other}"
+
+
+def test_nobody_starts_before_provision_has_succeeded(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert services["provision"]["depends_on"]["nats"]["condition"] == "service_healthy"
+    assert "restart" not in services["provision"]
+    for name in set(SERVICES) - {"provision"}:
+        condition = services[name]["depends_on"]["provision"]["condition"]
+        assert condition == "service_completed_successfully", name
+
+
+def test_the_edges_do_not_start_without_keys(compose: dict[str, Any]) -> None:
+    edge = compose["services"]["edge"]
+    assert edge["deploy"]["replicas"] == 2
+    assert edge["environment"]["TAPELINE_API_KEYS"].startswith("${TAPELINE_API_KEYS:?")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_holds_what_its_service_imports(service: str, stages: dict[str, list[str]], tmp_path: Path) -> None:
+    """Lays out the files a target copies, and no others, and runs its command there: it asks for its settings."""
+    for stage in (stages[service][0], service):
+        for line in stages[stage]:
+            if copy := re.fullmatch(r"COPY (services/\S+) (services/\S+)", line):
+                source, target = ROOT / copy[1], tmp_path / copy[2]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir():
+                    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(source, target)
+    (command,) = (json.loads(line[4:]) for line in stages[service] if line.startswith("CMD "))
+    assert command[0] == "python"
+    ended = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path, env={}, capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (EX_CONFIG, 1), ended.stderr
+    assert "TAPELINE_NATS_URL" in ended.stderr
+
+
+def test_what_the_images_copy_is_there_and_not_ignored(stages: dict[str, list[str]]) -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in (line for lines in stages.values() for line in lines if line.startswith("COPY ")):
+        if "--from=" not in line:
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), line
+                assert source.partition("/")[0] in kept, line
+
+
+def test_every_image_installs_by_hash(stages: dict[str, list[str]]) -> None:
+    installs = [line for lines in stages.values() for line in lines if "pip install" in line]
+    locked, own = installs
+    assert "--require-hashes" in locked
+    assert "-r requirements.lock" in locked
+    assert "--no-deps --no-build-isolation ." in own
+
+
+def test_no_image_runs_as_root(stages: dict[str, list[str]]) -> None:
+    assert "USER tapeline" in stages["base"]
+    assert all(stages[service][0] == "base" for service in SERVICES)
+
+
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if not nginx:
+        pytest.skip("nginx is not installed, so docs/deploy/nginx.conf was NOT checked")
+    # Older ones cannot look up names at run time, and there is no edge to look up here.
+    text = (ROOT / "docs/deploy/nginx.conf").read_text()
+    text, names = re.subn(r"\n *resolver .*;(\n *server )edge:8080 resolve ", r"\g<1>127.0.0.1:8080 ", text)
+    assert names == 1
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"pid {tmp_path}/nginx.pid;\nerror_log stderr;\n{text}")
+    ended = subprocess.run([nginx, "-t", "-p", tmp_path, "-c", config], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_nats_takes_its_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    config.write_text((ROOT / "docs/deploy/nats.conf").read_text().replace("/data", str(tmp_path)))
+    server = Path(sysconfig.get_path("scripts")) / "nats-server"
+    ended = subprocess.run([server, "-t", "-c", config], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stderr
