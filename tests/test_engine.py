@@ -96,7 +96,7 @@ def inference(log: Log, trigger: Trigger, worker: str, now: Callable[[], int]) -
                     said = None
                     if step is not None and step.finish is None:
                         since = (record.event() for record in log.since(step.event_id))
-                        said = spoken(since, end.run.run, step.step, step.attempt)
+                        said = spoken(since, end.run.run, step)
                     yield
                     log.append(ended(end, said, now()), state.last_event_id)
                 case Claim() as claim:
@@ -131,7 +131,9 @@ def attempt(log: Log, state: State, claim: Claim, trigger: Trigger, worker: str,
         token = Token(run=run, ts=now, step=step, attempt=number, text=word + " ")
         writer.append([(subjects.MODEL_DELTA, token)])
     yield
-    said = spoken((record.event() for record in log.records), run, step, number)
+    opened = log.facts().runs[run].step
+    assert opened is not None
+    said = spoken((record.event() for record in log.records), run, opened)
     finish = Finish(
         reason="tool_calls" if calls else "stop",
         calls=[Call(f"p{index}", "add", {"n": index}) for index in range(calls)],

@@ -7,6 +7,7 @@ the provider's connection even while the provider says nothing.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from typing import Any, Final
 from opentelemetry import metrics, trace
 from tapeline import events, limits, subjects, telemetry
 from tapeline.append import Chain, Overtaken
-from tapeline.fold import State
+from tapeline.fold import State, StepState
 from tapeline.follow import follow
 from tapeline.registry import ToolSpec
 from tapeline.tape import Record, Tape
 
-from .conclude import answered, call_id
+from .conclude import Spoken, answered, call_id, spoken
 from .decide import Budget, Claim, Trigger
 from .deltas import Deltas, Full
 from .history import prompt_of
@@ -84,25 +85,31 @@ class Attempt:
                 raise
 
     async def _make(self, span: trace.Span) -> None:
-        run, claim = self.claim.run, self.claim
-        claimed = await self._claim()
-        chain = Chain(self.tape, self.conversation, claimed, self._ends)
-        deltas = Deltas(chain, run.run, claim.step, claim.attempt, self.clock)
-        finish: Finish = await _first(self._produce(deltas), deltas.pump(), self._watch(claimed))
+        claim = self.claim
+        step = await self._claimed()
+        # whatever came between: decide again
+        last = self.state.last_event_id
+        seq = await Chain(self.tape, self.conversation, last).append(subjects.MODEL, step, telemetry.carrier())
+        chain = Chain(self.tape, self.conversation, seq, self._ends)
+        deltas = Deltas(chain, step, self.clock)
+        finish: Finish = await _first(self._produce(deltas, step.text), deltas.pump(), self._watch(seq))
         span.set_attribute("gen_ai.response.finish_reasons", [finish.reason])
         for name in ("input_tokens", "output_tokens"):
             span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
         entries = answered(claim, finish, deltas.said(), self.offered, self.clock(), self.budget)
         await chain.commit(entries, telemetry.carrier())
 
-    async def _claim(self) -> int:
-        claim, over, last = self.claim, self.claim.over, self.state.last_event_id
-        supersedes = None
+    async def _claimed(self) -> events.Step:
+        """The claim as it goes into the log: what it takes over from, and what it keeps of that."""
+        claim, over = self.claim, self.claim.over
+        supersedes, kept = None, None
         if over is not None:
+            last = self.state.last_event_id
             supersedes = events.Superseded(attempt=over.attempt, first=over.event_id, last=last)
+            kept = await self._kept(over)
             if over.worker != self.worker:
                 _takeovers.add(1)
-        step = events.Step(
+        return events.Step(
             run=claim.run.run,
             ts=self.clock(),
             step=claim.step,
@@ -112,10 +119,21 @@ class Attempt:
             delivery=self.trigger.delivery,
             model=self.model,
             supersedes=supersedes,
-            resume="restart" if over else "",
+            resume="continue" if kept else "restart" if over else "",
+            text=kept.text if kept else "",
+            thinking=kept.thinking if kept else "",
         )
-        # whatever came between: decide again
-        return await Chain(self.tape, self.conversation, last).append(subjects.MODEL, step, telemetry.carrier())
+
+    async def _kept(self, over: StepState) -> Spoken | None:
+        """What the lost attempt had said, where the model can go on from there; None to begin again."""
+        if not self.models.continues(self.model):
+            return None
+        said = [record.event() for record in await self.tape.read(self.conversation, over.event_id)]
+        if any(isinstance(event, events.ToolInput) for event in said):
+            return None  # half a call cannot be continued
+        kept = spoken(said, self.claim.run.run, over)
+        text = kept.text.rstrip()  # providers refuse to go on from a blank
+        return dataclasses.replace(kept, text=text) if text else None
 
     def _ends(self, record: Record) -> bool:
         """Whether another's event ends this attempt: a stop, a takeover, the run's end."""
@@ -134,11 +152,11 @@ class Attempt:
                     if record.is_fact and self._ends(record):
                         raise Overtaken(record)
 
-    async def _produce(self, deltas: Deltas) -> Finish:
+    async def _produce(self, deltas: Deltas, begun: str) -> Finish:
         """Streams the provider; tries again while nothing is visible."""
         for wait_s in (*limits.PROVIDER_RETRY_S, None):
             try:
-                return await self._stream(deltas)
+                return await self._stream(deltas, begun)
             except ProviderError as error:
                 await deltas.flush()
                 if not error.retryable:
@@ -150,9 +168,9 @@ class Attempt:
                 await asyncio.sleep(max(wait_s, error.retry_after_s or 0))
         raise AssertionError("the last try returns or raises")
 
-    async def _stream(self, deltas: Deltas) -> Finish:
+    async def _stream(self, deltas: Deltas, begun: str) -> Finish:
         run, step = self.claim.run.run, self.claim.step
-        prompt = prompt_of(self.state, self.claim.run, self.model, self.offered.values())
+        prompt = prompt_of(self.state, self.claim.run, self.model, self.offered.values(), begun)
         finish = None
         async with contextlib.aclosing(self.models.stream(prompt)) as parts:
             try:

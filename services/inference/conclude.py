@@ -20,7 +20,7 @@ from tapeline.events import (
     ToolResult,
     Unknown,
 )
-from tapeline.fold import RunState, add_usage
+from tapeline.fold import RunState, StepState, add_usage
 from tapeline.registry import ToolSpec
 
 from .decide import Budget, Claim, End, Settle
@@ -31,7 +31,7 @@ Entries = list[tuple[str, Event]]
 
 @dataclass(frozen=True)
 class Spoken:
-    """What an attempt has put on the tape as deltas."""
+    """What counts of an attempt: its own deltas, after what it kept of the one it continues."""
 
     text: str = ""
     thinking: str = ""
@@ -40,14 +40,14 @@ class Spoken:
     first_token_ts: int | None = None
 
 
-def spoken(events: Iterable[AnyEvent | Unknown], run: str, step: int, attempt: int) -> Spoken:
-    """What this attempt has spoken, from the log."""
-    text, thinking, digest, count = [], [], hashlib.sha256(), 0
+def spoken(events: Iterable[AnyEvent | Unknown], run: str, step: StepState) -> Spoken:
+    """What the open step's attempt has spoken, from the log. `step` is folded from facts alone."""
+    text, thinking, digest, count = [step.text], [step.thinking], hashlib.sha256(), 0
     first_token_ts = None
     for event in events:
         if not isinstance(event, Token | Thinking | ToolInput):
             continue
-        if (event.run, event.step, event.attempt) != (run, step, attempt):
+        if (event.run, event.step, event.attempt) != (run, step.step, step.attempt):
             continue
         count += 1
         digest.update(event.text.encode())

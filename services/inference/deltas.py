@@ -14,7 +14,7 @@ import msgspec
 from opentelemetry import metrics
 from tapeline import limits, subjects
 from tapeline.append import Chain
-from tapeline.events import Delta, Thinking, Token, ToolInput
+from tapeline.events import Delta, Step, Thinking, Token, ToolInput
 
 from .conclude import Spoken
 
@@ -43,21 +43,21 @@ class Full(Exception):
 class Deltas:
     """One attempt's deltas. `put` what arrives, `pump` in a task of its own, `flush` before the answer."""
 
-    def __init__(self, chain: Chain, run: str, step: int, attempt: int, clock: Callable[[], int]) -> None:
+    def __init__(self, chain: Chain, claim: Step, clock: Callable[[], int]) -> None:
         self._chain = chain
-        self._run, self._step, self._attempt = run, step, attempt
+        self._run, self._step, self._attempt = claim.run, claim.step, claim.attempt
         self._clock = clock
         self._waiting: deque[_Piece] = deque()
         self._chars = 0
-        self._bytes = 0
+        self._bytes = len(msgspec.json.encode(claim.text + claim.thinking))
         self._stirred = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._room = asyncio.Event()
         self._room.set()
         self._digest = hashlib.sha256()
-        self._text: list[str] = []
-        self._thinking: list[str] = []
+        self._text = [claim.text]
+        self._thinking = [claim.thinking]
         self._first_token_ts: int | None = None
         self.count = 0
         """Events appended."""

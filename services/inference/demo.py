@@ -40,7 +40,8 @@ class DemoModel(FunctionModel):
     def __init__(self, delay_s: float) -> None:
         async def script(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[_Chunk]:
             await asyncio.sleep(delay_s * FIRST_CHUNK_DELAYS)
-            for chunk in _chunks(_Scene.read(messages, info)):
+            scene = _Scene.read(messages, info)
+            for chunk in _continued(_chunks(scene), scene.begun):
                 yield chunk
                 await asyncio.sleep(delay_s)
 
@@ -72,6 +73,8 @@ class _Scene:
     results: list[ToolReturnPart]
     """All results of this run."""
     tools: dict[str, ToolDefinition]
+    begun: str
+    """What it has said of this answer already."""
 
     @classmethod
     def read(cls, messages: list[ModelMessage], info: AgentInfo) -> "_Scene":
@@ -89,7 +92,10 @@ class _Scene:
                     elif isinstance(part, ToolReturnPart):
                         results.append(part)
         *before, last = said or [""]
-        return cls(last, before, step, results, {tool.name: tool for tool in info.function_tools})
+        begun = ""
+        if isinstance(newest := messages[-1], ModelResponse):
+            begun, step = newest.text or "", step - 1
+        return cls(last, before, step, results, {tool.name: tool for tool in info.function_tools}, begun)
 
 
 def _chunks(scene: _Scene) -> Iterator[_Chunk]:
@@ -108,6 +114,16 @@ def _chunks(scene: _Scene) -> Iterator[_Chunk]:
         text = json.dumps(arguments)
         for start in range(0, len(text), FRAGMENT_CHARS):
             yield {index: DeltaToolCall(json_args=text[start : start + FRAGMENT_CHARS])}
+
+
+def _continued(chunks: Iterator[_Chunk], begun: str) -> Iterator[_Chunk]:
+    """The answer without what was said of it before: the thinking, and the text as far as it had come."""
+    left = len(begun)
+    for chunk in chunks:
+        if left and isinstance(chunk, str):
+            left, chunk = max(0, left - len(chunk)), chunk[left:]
+        if chunk and not (begun and isinstance(chunk, dict) and 0 in chunk):
+            yield chunk
 
 
 def _words(text: str) -> Iterator[str]:

@@ -124,7 +124,7 @@ class Engine:
         said = None
         if step is not None and step.finish is None:
             deltas = await self.tape.read(conversation, step.event_id)
-            said = spoken((record.event() for record in deltas), run.run, step.step, step.attempt)
+            said = spoken((record.event() for record in deltas), run.run, step)
         entries = ended(end, said, now_ms())
         await self._commit(conversation, state, entries)
         if run.calls:

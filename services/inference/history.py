@@ -10,8 +10,11 @@ from .prompt import AnswerTurn, Call, Prompt, ResultTurn, Turn, UserTurn
 from .prompt import ToolSpec as OfferedTool
 
 
-def prompt_of(state: State, run: RunState, model: str, offered: Iterable[ToolSpec]) -> Prompt:
-    """The prompt for the next step of `run`: every run up to it, stopped and failed ones as far as they got."""
+def prompt_of(state: State, run: RunState, model: str, offered: Iterable[ToolSpec], begun: str = "") -> Prompt:
+    """The prompt for the next step of `run`: every run up to it, stopped and failed ones as far as they got.
+
+    `begun` is what the model has said of this step already, for it to go on from.
+    """
     turns: list[Turn] = []
     for earlier in state.runs.values():
         turns.append(UserTurn(earlier.message.content))
@@ -19,6 +22,8 @@ def prompt_of(state: State, run: RunState, model: str, offered: Iterable[ToolSpe
             turns += _step(step)
         if earlier.run == run.run:
             break
+    if begun:
+        turns.append(AnswerTurn(begun))
     tools = [OfferedTool(spec.name, spec.description, spec.parameters) for spec in offered]
     return Prompt(system=state.about.system if state.about else "", turns=turns, tools=tools, model=model)
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
 import msgspec
@@ -53,7 +54,6 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse, 
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers import Provider, infer_provider
-from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
@@ -149,6 +149,14 @@ class Models:
         """
         self._model(name or self.default)
 
+    def continues(self, name: str) -> bool:
+        """Whether the model goes on from a prompt that ends in its own words, instead of beginning again.
+
+        `TAPELINE_CONTINUES` says which do, as patterns (`anthropic:claude-3-*,openai:local-*`): no provider does.
+        """
+        patterns = [demo.NAME, *self._environ.get("TAPELINE_CONTINUES", "").split(",")]
+        return any(fnmatchcase(name, pattern.strip()) for pattern in patterns)
+
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Part, None]:
         """Ask the model; every part comes as it arrives, and exactly one Finish comes last.
 
@@ -239,6 +247,8 @@ class Models:
             key = self._key("OPENAI_API_KEY", "none" if self._environ.get("OPENAI_BASE_URL") else "")
             return OpenAIProvider(base_url=url, api_key=key)
         if prefix == "anthropic":
+            from pydantic_ai.providers.anthropic import AnthropicProvider  # here, for its SDK takes a second to load
+
             url = self._environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com"
             return AnthropicProvider(base_url=url, api_key=self._key("ANTHROPIC_API_KEY"))
         try:

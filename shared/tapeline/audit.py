@@ -108,8 +108,12 @@ def _in_run(runs: dict[str, _Run], seq: int, event: Event, *, complete: bool) ->
             newest = (event.step, event.attempt)
             if run.claimed is not None and newest <= run.claimed:
                 yield f"claims {newest} after {run.claimed}"
+            if run.claimed and event.step != run.claimed[0]:
+                run.text = run.thinking = ""
+            elif complete and not (run.text.startswith(event.text) and run.thinking.startswith(event.thinking)):
+                yield "continues from what was not said"
             run.claimed = newest
-            run.text = run.thinking = ""
+            run.text, run.thinking = event.text, event.thinking
             run.deltas, run.digest = 0, hashlib.sha256()
         case Token() | Thinking() | ToolInput():
             run.deltas += 1

@@ -104,6 +104,10 @@ class Step(ModelEvent, tag="step"):
     model: str = ""
     supersedes: Superseded | None = None
     resume: Resume = ""
+    text: Annotated[
+        str, Meta(description="Where `resume` is `continue`: what counts of the superseded text; tokens follow it.")
+    ] = ""
+    thinking: Annotated[str, Meta(description="Likewise.")] = ""
 
 
 class Thinking(ModelEvent, tag="thinking"):
@@ -145,7 +149,7 @@ class Answer(ModelEvent, tag="answer"):
     deltas: Annotated[int, Meta(description="How many delta events this attempt has.")] = 0
     sha256: Annotated[
         str,
-        Meta(description="Hex digest of this attempt's `thinking`, `token` and `tool_input` text, in order."),
+        Meta(description="Hex digest of this attempt's own `thinking`, `token` and `tool_input` text, in order."),
     ] = ""
     first_token_ms: Annotated[
         int | None, Meta(description="From the run's turn to this step's first token; null: it had none.")
@@ -267,7 +271,7 @@ def decode(data: bytes) -> AnyEvent | Unknown:
         return event
     except msgspec.ValidationError:
         return peek(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(str(error)) from error
 
 
@@ -275,5 +279,5 @@ def peek(data: bytes) -> Unknown:
     """Only `type`, `run` and `ts`: several times cheaper than `decode`. Raises `Undecodable`."""
     try:
         return _unknown.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(str(error)) from error

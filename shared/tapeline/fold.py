@@ -268,6 +268,8 @@ def _step(run: RunState, seq: int, event: Step) -> None:
             worker=event.worker,
             trigger=event.trigger,
             delivery=event.delivery,
+            text=event.text,
+            thinking=event.thinking,
         )
     )
 

@@ -59,13 +59,12 @@ TOOL_PENDING_MAX: Final = 10_000  # calls with workers, per tool and shard
 TOOL_WORKERS_MAX: Final = 2_000  # waiting for calls, per tool and shard
 TOOL_PULL_S: Final = 2.0  # how long one request for a call waits; also until calls flow after NATS was away
 TOOL_CONSUMER_IDLE_S: Final = 7 * 24 * 3600.0  # a tool without workers for this long leaves nothing behind
-TOOL_CONSUMER_CHECK_S: Final = 5.0  # how often a worker looks whether its consumers are still there
 TOOL_RESULT_BYTES_MAX: Final = 512_000
 TOOL_RESULT_DEPTH_MAX: Final = 64  # nested arrays and objects
 TOOL_MESSAGE_CHARS_MAX: Final = 4_000
 PROGRESS_INTERVAL_S: Final = 0.2  # progress said more often is coalesced to the newest
 REGISTRY_TTL_S: Final = 30.0
-REGISTRY_REFRESH_S: Final = 10.0
+REGISTRY_REFRESH_S: Final = 10.0  # also how often a worker looks whether its consumers are still there
 REGISTRY_CACHE_S: Final = 1.0
 
 # The edge

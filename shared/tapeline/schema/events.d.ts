@@ -116,6 +116,14 @@ export interface Step {
   model?: string;
   supersedes?: Superseded | null;
   resume?: "" | "continue" | "restart";
+  /**
+   * Where `resume` is `continue`: what counts of the superseded text; tokens follow it.
+   */
+  text?: string;
+  /**
+   * Likewise.
+   */
+  thinking?: string;
   run: string;
   /**
    * Written at, ms since the epoch, by the writer's clock.
@@ -196,7 +204,7 @@ export interface Answer {
    */
   deltas?: number;
   /**
-   * Hex digest of this attempt's `thinking`, `token` and `tool_input` text, in order.
+   * Hex digest of this attempt's own `thinking`, `token` and `tool_input` text, in order.
    */
   sha256?: string;
   /**
