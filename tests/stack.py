@@ -44,7 +44,7 @@ class Process:
         self._out: IO[bytes] = log.open("ab")
         self._from = log.stat().st_size
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", *module.split()],
             cwd=ROOT,
             env=dict(env),
             stdin=subprocess.DEVNULL,
@@ -155,9 +155,9 @@ class Stack:
         self.inferences.append(process)
         return process
 
-    def start_worker(self, env: Mapping[str, str] | None = None) -> Process:
+    def start_worker(self, env: Mapping[str, str] | None = None, module: str = "services.tools") -> Process:
         log = self.folder / f"tools-{len(self.workers)}.log"
-        process = Process("services.tools", {**self.env, **(env or {})}, log)
+        process = Process(module, {**self.env, **(env or {})}, log)
         self.workers.append(process)
         return process
 
