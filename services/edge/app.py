@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -167,7 +168,7 @@ def application(edge: Edge) -> Starlette:
         Route("/readyz", edge.readyz),
         Route("/metrics", edge.metrics),
         Route("/", edge.page),
-        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount("/page", PageFiles(directory=PAGE)),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
     app.router.redirect_slashes = False  # it would name this edge as it sees itself, behind a proxy
@@ -209,6 +210,17 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
+class PageFiles(StaticFiles):
+    """The page's files: asked for again each time, and answered 304 while they are the same."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        """As Starlette makes it, and never taken for what it is not."""
+        response = super().file_response(*args, **more)
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
 class Server(uvicorn.Server):
     """Uvicorn waits for open responses when it is asked to end, so these are told first."""
 
@@ -217,9 +229,13 @@ class Server(uvicorn.Server):
         self._draining = draining
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Not ready, no new stream, and the open ones end."""
+        """Not ready, no new stream, and the open ones end. A second Ctrl-C does not wait for that.
+
+        Uvicorn's own would raise the signal again in the end, which kills the process before it has cleaned up.
+        """
         self._draining.set()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 async def main(settings: Settings) -> None:

@@ -11,8 +11,9 @@ from tapeline import limits
 from tapeline.events import UNDECODABLE, Undecodable, peek
 from tapeline.tape import Record
 
-HELLO: Final = b"retry: %d\n: tapeline\n\n" % limits.RETRY_MS
-HEARTBEAT: Final = b": hb\n\n"
+# No blank line after these: httpx-sse, for one, would take it for the end of an event.
+HELLO: Final = b"retry: %d\n: tapeline\n" % limits.RETRY_MS
+HEARTBEAT: Final = b": hb\n"
 TERMINAL: Final = ("done", "error")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
