@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sysconfig
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,18 @@ class ServerEnded(Exception):
     """The server has ended, by itself or because it took no connection in time. The message says which."""
 
 
+@dataclass(frozen=True)
+class Member:
+    """What makes a server one of a cluster: where the others reach it, and where it reaches some of them."""
+
+    name: str
+    port: int
+    advertise: str
+    """`host:port` that the others tell each other."""
+    routes: Sequence[str]
+    """`nats://host:port`, each."""
+
+
 class EmbeddedNats:
     """One server on one folder. It may be started again and again, and keeps its port once it has one.
 
@@ -38,11 +52,13 @@ class EmbeddedNats:
         port: int = 0,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         sync_interval: str | None = None,
+        member: Member | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.port = port
         self.max_payload_bytes = max_payload_bytes
         self.sync_interval = sync_interval
+        self.member = member
         self._log = self.folder / "nats.log"
         self._stderr = self.folder / "nats.err"  # what it says before it opens its log
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,6 +79,10 @@ class EmbeddedNats:
     def start(self) -> None:
         """Starts the server and waits until it takes connections. Raises `ServerEnded`."""
         self.spawn()
+        self.wait()
+
+    def wait(self) -> None:
+        """Returns when the server that was spawned takes connections. Raises `ServerEnded`."""
         while not self.is_ready():
             time.sleep(POLL_S)
 
@@ -123,7 +143,19 @@ class EmbeddedNats:
 
     def _config(self) -> str:
         sync = f", sync_interval: {json.dumps(self.sync_interval)}" if self.sync_interval else ""
+        member = self.member
+        cluster = (
+            f"""\
+server_name: {json.dumps(member.name)}
+cluster {{
+  name: tapeline, listen: "{HOST}:{member.port}", advertise: "{member.advertise}", routes: {json.dumps(member.routes)}
+}}
+"""
+            if member
+            else ""
+        )
         return f"""\
+{cluster}\
 listen: "{HOST}:{self.port or -1}"
 ports_file_dir: {json.dumps(str(self.folder))}
 log_file: {json.dumps(str(self._log))}

@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,14 +58,15 @@ class Report:
 
 
 class World:
-    """The system under test: two of everything."""
+    """The system under test: two of everything, or one that is there, whose `edges` people use."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, stack: Stack | None = None, edges: Sequence[int] = (0, 1)) -> None:
         self.chance = random.Random(seed)
         self.report = Report(seed)
         self.journal = folder / "journal"
         self.journal.touch()
-        self.stack = Stack(
+        self.edges = edges
+        self.stack = stack or Stack(
             folder,
             {
                 "TAPELINE_RUN_DEADLINE_S": str(RUN_S),
@@ -189,7 +190,7 @@ class World:
         return received
 
     def _edge(self) -> str:
-        return self.stack.edge_url(self.chance.randrange(2))
+        return self.stack.edge_url(self.chance.choice(self.edges))
 
     # What came of it
 

@@ -8,6 +8,7 @@ from tapeline import provision
 from tapeline.tape import Deployment, Tape, connect
 
 from services.embedded import EmbeddedNats
+from tests.client import Client
 from tests.stack import Stack
 
 
@@ -48,6 +49,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack.start()
     finally:
         stack.stop()
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[Client]:
+    """A user of the shared system."""
+    async with Client(stack.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def clients(stack: Stack) -> AsyncIterator[tuple[Client, Client]]:
+    """A user of two edges of the shared system, by a client of each."""
+    if len(stack.edges) < 2:
+        stack.add_edge()
+    async with Client(stack.edge_url(0)) as one, Client(stack.edge_url(1)) as other:
+        yield one, other
 
 
 @pytest.fixture

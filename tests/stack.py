@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 import httpx
 
@@ -80,12 +80,22 @@ class Process:
         return code
 
 
+class Nats(Protocol):
+    """One server, or a cluster of them."""
+
+    @property
+    def url(self) -> str: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Stack:
     """NATS, provisioned, and any number of edges, inference and tool workers on it."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], nats: Nats | None = None) -> None:
         self.folder = folder
-        self.nats = EmbeddedNats(folder / "nats")
+        self.nats = nats or EmbeddedNats(folder / "nats")
         self.nats.start()
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))},
@@ -99,6 +109,10 @@ class Stack:
         self.edges: list[Process | None] = []
         self.inferences: list[Process] = []
         self.workers: list[Process] = []
+        self.provision()
+
+    def provision(self) -> None:
+        """Makes what is not there."""
         provisioned = subprocess.run(
             [sys.executable, "-m", "services.provision"],
             cwd=ROOT,
@@ -123,14 +137,14 @@ class Stack:
     def edge_url(self, number: int) -> str:
         return f"http://127.0.0.1:{self.ports[number]}"
 
-    def add_edge(self) -> int:
+    def add_edge(self, env: Mapping[str, str] | None = None) -> int:
         """Another edge; its number."""
         self.ports.append(free_port())
         self.edges.append(None)
-        self.start_edge(len(self.edges) - 1)
+        self.start_edge(len(self.edges) - 1, env)
         return len(self.edges) - 1
 
-    def start_edge(self, number: int = 0) -> None:
+    def start_edge(self, number: int = 0, env: Mapping[str, str] | None = None) -> None:
         """Starts an edge that was ended, on its own port."""
         url = self.edge_url(number)
 
@@ -140,7 +154,7 @@ class Stack:
             except httpx.TransportError:
                 return False
 
-        env = {**self.env, "TAPELINE_PORT": str(self.ports[number])}
+        env = {**self.env, "TAPELINE_PORT": str(self.ports[number]), **(env or {})}
         self.edges[number] = Process("services.edge", env, self.folder / f"edge-{number}.log", ready)
 
     def kill_edge(self, number: int = 0, sig: int = signal.SIGKILL) -> int:

@@ -352,3 +352,18 @@ def test_only_a_later_delivery_of_the_claiming_trigger_takes_over(delivery: int)
     assert isinstance(decide(log.facts(), Trigger(99, 5), 0, BUDGET), Rest)
     action = decide(log.facts(), Trigger(2, delivery), 0, BUDGET)
     assert isinstance(action, Claim if delivery == 3 else Leave)
+
+
+def test_a_step_that_loses_one_worker_after_the_other_ends_its_run_with_an_error() -> None:
+    log = Log()
+    log.append([(subjects.INPUT, Conversation(run="-", ts=0, owner="o"))], 0)
+    log.append([(subjects.INPUT, Message(run="r", ts=0, content="?"))], 1)
+    for attempt in range(1, BUDGET.attempts + 1):
+        claim = decide(log.facts(), Trigger(2, attempt), 0, BUDGET)
+        assert isinstance(claim, Claim)
+        assert (claim.step, claim.attempt) == (1, attempt)
+        step = Step(run="r", ts=0, step=1, attempt=attempt, worker=f"w{attempt}", trigger=2, delivery=attempt)
+        log.append([(subjects.MODEL, step)], log.last)
+    end = decide(log.facts(), Trigger(2, BUDGET.attempts + 1), 0, BUDGET)
+    assert isinstance(end, End)
+    assert (end.reason, end.code) == ("error", "attempts_exhausted")

@@ -87,10 +87,11 @@ class Feed:
                 _catch_ups.add(1)
                 until = self._base
                 kind = subjects.FACTS if facts_only else subjects.ALL
-                pages = self._tape.pages(self._conversation, after, kind, 0 if facts_only else until)
-                async for page in pages:
-                    after = page[-1].seq
-                    yield [frame(record) for record in page]
+                pages = self._tape.pages(self._conversation, after, kind, None if facts_only else until)
+                async with contextlib.aclosing(pages):
+                    async for page in pages:
+                        after = page[-1].seq
+                        yield [frame(record) for record in page]
                 after = max(after, until)
                 continue
             stirred = self._stirred

@@ -80,8 +80,9 @@ class Events:
             await asyncio.gather(*ends, return_exceptions=True)
             self._meters.closed(how)
         if how in ("complete", "drained"):
+            patience_s = limits.WRITE_TIMEOUT_S if how == "complete" else limits.DRAIN_END_S
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(limits.WRITE_TIMEOUT_S):
+                async with asyncio.timeout(patience_s):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         # otherwise the response stays unfinished: the server cuts the connection, and the reader resumes
 
@@ -133,8 +134,7 @@ class Lines:
     async def _chunks(self) -> AsyncIterator[bytes]:
         reading = self._reading
         kind = subjects.FACTS if reading.facts_only else subjects.ALL
-        newest = await self._tape.last(reading.conversation, kind)
-        async for page in self._tape.pages(reading.conversation, reading.after, kind, newest):
+        async for page in self._tape.pages(reading.conversation, reading.after, kind):
             lines = [line(record) for record in page if reading.run in (None, frame(record).run)]
             if lines:
                 yield b"".join(lines)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import nats.errors
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from opentelemetry import context, trace
@@ -19,7 +20,7 @@ from tapeline import limits, provision, subjects, telemetry
 from tapeline.events import Undecodable, peek
 from tapeline.registry import Registry
 from tapeline.settings import Settings
-from tapeline.tape import Tape, Unavailable
+from tapeline.tape import Pulse, Tape, Unavailable, servers
 
 from .decide import Budget, Trigger
 from .engine import Engine
@@ -109,7 +110,7 @@ async def _kept_alive(message: NatsMessage) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(limits.IN_PROGRESS_S)
-            with contextlib.suppress(Exception):  # NATS is away: redelivery is what we would want then
+            with contextlib.suppress(nats.errors.Error):  # NATS is away: redelivery is what we would want then
                 await message.in_progress()
 
     task = asyncio.create_task(beat())
@@ -138,11 +139,12 @@ def subscribe(broker: NatsBroker, inference: Inference, shards: int) -> None:
         subscriber(inference.handle)
 
 
-async def _watch(tape: Tape) -> None:
+async def _watch(tape: Tape, delivery: Pulse) -> None:
     """Ends with `Refused` when what this service needs in NATS is no longer there: a consumer that somebody
-    deleted looks like one that has nothing to deliver."""
+    deleted, or one that cannot be reached, looks like one that has nothing to deliver."""
     while True:
         await asyncio.sleep(limits.DRIFT_CHECK_S)
+        await delivery.take()
         try:
             await provision.verify(tape)
         except Unavailable:
@@ -164,7 +166,7 @@ async def main(settings: Settings) -> None:
     )
     inference = Inference(Engine(tape, Registry(tape), models, default_model, budget, worker))
     broker = NatsBroker(
-        settings.nats_url,
+        servers(settings.nats_url),
         name="tapeline-inference-triggers",
         max_reconnect_attempts=-1,
         reconnect_time_wait=1,
@@ -177,7 +179,7 @@ async def main(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
     print(f"inference ready: {worker}, model {default_model}", flush=True)
-    watching = asyncio.create_task(_watch(tape))
+    watching = asyncio.create_task(_watch(tape, Pulse(await broker.connect())))
     stopping = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)

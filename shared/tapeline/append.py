@@ -59,6 +59,7 @@ class Chain:
             started = clock()
             give_up = started + limits.APPEND_PATIENCE_S
             conflicts = 0
+            unsure = False  # whether an earlier try may have been stored
             while True:
                 try:
                     sequences = await self.tape.append_batch(self.conversation, batch, self.last)
@@ -67,12 +68,16 @@ class Chain:
                     conflicts += 1
                     if conflicts > limits.APPEND_CONFLICTS_MAX:
                         raise Unavailable("lost every race for this conversation") from stale
-                    stored = await self._catch_up(batch, stale.last)
+                    seen = self.last
+                    stored = await self._catch_up(batch if unsure else (), stale.last)
+                    if not stored and self.last == seen:  # what came first is under way, and may be our own
+                        await asyncio.sleep(limits.APPEND_RACE_S)
                 except Unavailable:
                     if clock() > give_up:
                         raise
+                    unsure = True  # the next try will tell: its fence is the same
                     await asyncio.sleep(limits.APPEND_RETRY_S)
-                    stored = await self._catch_up(batch, self.last)  # it may have been stored
+                    stored = []
                 else:
                     stored = sequences
                 if stored:
@@ -81,11 +86,11 @@ class Chain:
                     return stored
 
     async def _catch_up(self, batch: Sequence[Entry], true_last: int) -> list[int]:
-        """Reads what came after `last`. The batch's sequences where it is there already, else none."""
+        """Reads what came after `last`. The sequences of our own `batch` where it is there already, else none."""
         if true_last != -1 and true_last < self.last:
             raise Overtaken(None)  # the log is shorter than what we saw: purged
-        between = await self.tape.read(self.conversation, self.last, until=true_last)
-        if between and between[0].prev == self.last and between[0].data == batch[0].data:
+        between = await self.tape.read(self.conversation, self.last, until=None if true_last == -1 else true_last)
+        if batch and between and between[0].prev == self.last and between[0].data == batch[0].data:
             return [record.seq for record in between[: len(batch)]]
         for record in between:
             if self._ends(record):

@@ -44,8 +44,12 @@ async def follow(tape: Tape, conversation: str, after: int = 0) -> AsyncGenerato
             after = page[-1].seq
             yield page
         yield []
+        patience_s = limits.RECONCILE_FIRST_S
         while True:
-            if not await within(stirred, limits.RECONCILE_S):
+            if await within(stirred, min(patience_s, limits.RECONCILE_S)):
+                patience_s = limits.RECONCILE_FIRST_S
+            else:
+                patience_s *= 2
                 doubtful = True
             stirred.clear()
             ready: list[Record] = []

@@ -15,11 +15,21 @@ BATCH_EVENTS_MAX: Final = 1_000  # nats-server: messages in one atomic batch
 APPEND_TIMEOUT_S: Final = 2.0  # one try; a try that timed out may have been stored
 APPEND_PATIENCE_S: Final = 60.0  # all tries of one append together, while NATS is away
 APPEND_RETRY_S: Final = 0.1  # between tries while NATS is away
+APPEND_RACE_S: Final = 0.02  # between tries while another append to the conversation is under way
 APPEND_CONFLICTS_MAX: Final = 1_000  # lost races in a row before an append gives up
 
 # Coalescing: what a model produces while an append is under way waits in one bounded buffer
 DELTA_CHARS_MAX: Final = 16_000  # characters in one delta event: at most 96 kB as JSON
 PENDING_CHARS_MAX: Final = 64_000  # waiting to be appended; beyond it the provider is not read
+
+# The connection
+CONNECT_TIMEOUT_S: Final = 2  # one server
+MOVE_AFTER_S: Final = 5.0  # no answer from JetStream on a connection for this long: try another server
+LEADER_LEASE_S: Final = 3.0  # a replica heard of more recently has elected no other leader: nats-server takes 4 s
+
+# Provisioning
+PROVISION_PATIENCE_S: Final = 60.0  # a cluster that has just been started elects leaders first
+PROVISION_RETRY_S: Final = 0.5
 
 # Reading
 HISTORY_BATCH: Final = 512  # events per direct get
@@ -28,7 +38,8 @@ READ_TIMEOUT_S: Final = 2.0
 READ_PATIENCE_S: Final = 20.0  # all tries of one read together, while NATS is away
 READ_RETRY_S: Final = 0.05
 FOLLOW_PENDING_MAX: Final = 1_024  # live copies waiting in one follower; beyond it they are dropped and healed
-RECONCILE_S: Final = 15.0  # silence after which a follower asks the log whether it missed the tail
+RECONCILE_FIRST_S: Final = 1.0  # silence after which a follower asks the log whether it missed the tail; doubled
+RECONCILE_S: Final = 15.0  # at each asking, up to this
 
 # Runs
 RUN_DEADLINE_S: Final = 600.0
@@ -79,6 +90,7 @@ READINESS_CACHE_S: Final = 2.0
 HEARTBEAT_S: Final = 15.0
 RETRY_MS: Final = 1_000  # what a client is told to wait before it reconnects
 DRAIN_JITTER_S: Final = 2.0  # over which a drained edge ends its streams
+DRAIN_END_S: Final = 4.0  # then a reader that has not taken the end of its drained stream is cut off
 WRITE_TIMEOUT_S: Final = 60.0  # a reader that takes nothing for this long is gone
 RING_FRAMES_MAX: Final = 1_024  # recent frames kept per watched conversation
 RING_BYTES_MAX: Final = 1_000_000

@@ -4,13 +4,17 @@ Only the provision step calls `apply`; services call `drift`, change nothing, an
 It speaks the JetStream API in plain JSON, because nats-py's types drop the settings they do not know.
 """
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nats.aio.client import Client
 
 from . import limits, subjects
-from .tape import Deployment, Refused, Tape, api, find
+from .tape import Deployment, Refused, Tape, Unavailable, api, find
+
+log = logging.getLogger(__name__)
 
 
 class Consumer(NamedTuple):
@@ -80,9 +84,25 @@ def consumers(deployment: Deployment) -> list[Consumer]:
 async def apply(nc: Client, deployment: Deployment) -> list[str]:
     """Creates what is absent and updates what differs, keeping settings we say nothing about. Idempotent.
 
-    Returns a line per change. Raises `Refused` where the deployment cannot become so.
+    Waits for a cluster that still elects its leaders. Returns a line per change. Raises `Refused` where the deployment
+    cannot become so, `Unavailable`.
     """
-    changes = []
+    clock = asyncio.get_running_loop().time
+    give_up = clock() + limits.PROVISION_PATIENCE_S
+    changes: list[str] = []
+    while True:
+        try:
+            await _apply(nc, deployment, changes)
+        except Unavailable as error:
+            if clock() > give_up:
+                raise
+            log.warning("%s; trying again", error)
+            await asyncio.sleep(limits.PROVISION_RETRY_S)
+        else:
+            return changes
+
+
+async def _apply(nc: Client, deployment: Deployment, changes: list[str]) -> None:
     for wanted in streams(deployment):
         name = wanted["name"]
         found = await _stream(nc, name)
@@ -104,7 +124,6 @@ async def apply(nc: Client, deployment: Deployment) -> list[str]:
             merged = _merged(config, found or {})
             await api(nc, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": merged})
             changes.append(f"{'updated' if found else 'created'} consumer {name} of {stream}")
-    return changes
 
 
 async def drift(nc: Client, deployment: Deployment) -> list[str]:

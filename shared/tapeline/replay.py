@@ -1,12 +1,12 @@
 """A conversation's state, read from the log: the I/O around `fold`.
 
-History is read from whichever replica answers, and one may lag. What a writer decides on must not: so what the
-leader says is the newest fact is read for until it is there.
+History is read from whichever replica answers, and one may lag; what a writer decides on must not, so `Tape.pages`
+reads on until what the leader has is there.
 """
 
 from . import subjects
 from .fold import State, fold
-from .tape import Record, Tape
+from .tape import Tape
 
 
 async def load(tape: Tape, conversation: str) -> State:
@@ -16,7 +16,7 @@ async def load(tape: Tape, conversation: str) -> State:
     Raises `Unavailable`.
     """
     last = await tape.last(conversation)
-    state = fold(await _facts(tape, conversation))
+    state = fold(await tape.read(conversation, kind=subjects.FACTS))
     state.last_event_id = max(last, state.last_event_id)
     return state
 
@@ -26,7 +26,7 @@ async def snapshot(tape: Tape, conversation: str) -> State:
 
     A reader that follows after `last_event_id` continues exactly there. Raises `Unavailable`.
     """
-    facts = await _facts(tape, conversation)
+    facts = await tape.read(conversation, kind=subjects.FACTS)
     state = fold(facts)
     run = state.active
     if run is None or run.step is None or run.step.finish is not None:
@@ -36,8 +36,3 @@ async def snapshot(tape: Tape, conversation: str) -> State:
     async for page in tape.pages(conversation, claim):
         state = fold(page, state)
     return state
-
-
-async def _facts(tape: Tape, conversation: str) -> list[Record]:
-    newest = await tape.last(conversation, subjects.FACTS) if tape.deployment.replicas > 1 else 0
-    return await tape.read(conversation, kind=subjects.FACTS, until=newest)

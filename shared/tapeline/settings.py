@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from .tape import Refused, Unavailable
+from .tape import Refused, Unavailable, servers
 
 EX_CONFIG: Final = 78
 NATS_URL: Final = "TAPELINE_NATS_URL"
@@ -30,7 +30,7 @@ class Settings:
     @property
     def nats_url(self) -> str:
         url = self.text(NATS_URL)
-        if not url:
+        if not servers(url):
             raise ConfigError(
                 f"{NATS_URL} is not set; `scripts/up` starts a NATS of its own, a single service needs to be told"
             )

@@ -5,10 +5,11 @@ It never interprets an event and never retries an append: `append` does that, un
 """
 
 import asyncio
+import contextlib
 import datetime
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
@@ -25,7 +26,14 @@ T = TypeVar("T")
 
 FENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
-STALE_CODES: Final = (10071, 10164)  # wrong last sequence: on one node, on a replicated stream
+STALE_CODES: Final = (10071, 10164)  # wrong last sequence: that it is; that an append is under way (replicated)
+NO_MESSAGE: Final = 10037
+PASSING_CODES: Final = (
+    10005,  # no suitable peers for placement: the others may still be starting
+    10118,  # stream offline
+    10119,  # consumer offline
+    10176,  # a batch of which this leader has not seen every message
+)
 
 
 class Unavailable(Exception):
@@ -129,6 +137,40 @@ _found = msgspec.json.Decoder(_Found)
 _json = msgspec.json.Encoder().encode
 
 
+class Pulse:
+    """Whether leaders answer on a connection; one where none has for `MOVE_AFTER_S` moves to another server.
+
+    A server that is cut off from its cluster goes on taking connections, and nothing comes of what is asked there.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._silent_since: float | None = None
+
+    def felt(self) -> None:
+        """A leader has answered."""
+        self._silent_since = None
+
+    async def missed(self) -> None:
+        """One was asked, and has not answered."""
+        now = asyncio.get_running_loop().time()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > limits.MOVE_AFTER_S and self._nc.is_connected and len(self._nc.servers) > 1:
+            log.warning("nats: no answer from JetStream for %.0f s; trying another server", now - self._silent_since)
+            self._silent_since = None
+            await self._nc.force_reconnect()
+
+    async def take(self) -> None:
+        """Asks, for a connection on which nothing else is asked that would show."""
+        try:
+            await api(self._nc, "INFO")
+        except Unavailable:
+            await self.missed()
+        else:
+            self.felt()
+
+
 Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
 
 
@@ -139,6 +181,7 @@ class Tape:
         self.nc = nc
         self.deployment = deployment
         self._doubts = doubts
+        self._pulse = Pulse(nc)
 
     @classmethod
     async def open(cls, url: str, name: str) -> Self:
@@ -152,7 +195,8 @@ class Tape:
             raise
 
     async def close(self) -> None:
-        await self.nc.close()
+        with contextlib.suppress(OSError):  # it is lost, and with it what was still to be sent
+            await self.nc.close()
 
     @property
     def connected(self) -> bool:
@@ -219,7 +263,9 @@ class Tape:
         except nats.errors.MaxPayloadError as error:
             raise Refused(f"{len(data)} bytes are more than a message may have") from error
         except (nats.errors.Error, TimeoutError) as error:
+            await self._pulse.missed()
             raise Unavailable(f"no answer to an append: {_reason(error)}") from error
+        self._pulse.felt()
         if staged and not reply.data:
             return 0
         ack = _ack.decode(reply.data)
@@ -228,35 +274,59 @@ class Tape:
         if ack.error.err_code in STALE_CODES:
             number = ack.error.description.rpartition(" ")[2]
             raise Stale(int(number) if number.isdigit() else -1)
-        if ack.error.code == 503:
-            raise Unavailable(ack.error.description)
-        raise Refused(ack.error.description)
+        raise _failure(ack.error, ack.error.description)
 
     # Reading
 
     async def last(self, conversation: str, kind: str = subjects.ALL) -> int:
-        """The conversation's last sequence, 0 where it has no event; from the leader, so never behind."""
-        request = _json({"last_by_subj": self.subject(conversation, kind)})
-        subject = f"$JS.API.STREAM.MSG.GET.{self._stream(conversation)}"
+        """The conversation's last sequence, 0 where it has no event; from the leader, so not behind: see `confirm`."""
+        return await self._last(self._stream(conversation), self.subject(conversation, kind))
+
+    async def _last(self, stream: str, subject: str) -> int:
+        request = _json({"last_by_subj": subject})
 
         async def once() -> int:
-            reply = await _request(self.nc, subject, request)
+            reply = await _request(self.nc, f"$JS.API.STREAM.MSG.GET.{stream}", request)
             found = _found.decode(reply.data)
-            if found.message is not None:
-                return found.message.seq
-            if found.error is not None and found.error.code == 404:
-                return 0
-            raise Unavailable(found.error.description if found.error else "no message")
+            if found.message is None and (found.error is None or found.error.err_code != NO_MESSAGE):
+                raise Unavailable(found.error.description if found.error else "no message")
+            self._pulse.felt()
+            return found.message.seq if found.message else 0
 
-        return await _patiently(once)
+        return await self._patiently(once)
 
-    async def pages(
-        self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int = 0
-    ) -> AsyncIterator[list[Record]]:
+    async def confirm(self, conversation: str) -> None:
+        """Returns when the conversation's leader is one that most replicas follow, so that what it says is not there
+        is not. A leader that was cut off from them does not know of its successor, for ten seconds or so.
+
+        Raises `Unavailable`.
+        """
+        await self._confirm(self._stream(conversation))
+
+    async def _confirm(self, stream: str) -> None:
+        async def once() -> None:
+            cluster = (await api(self.nc, f"STREAM.INFO.{stream}")).get("cluster", {})
+            replicas = cluster.get("replicas", [])
+            following = [one for one in replicas if one["active"] < limits.LEADER_LEASE_S * 1_000_000_000]
+            if len(following) * 2 < len(replicas):  # the leader itself makes them more than half
+                raise Unavailable(f"the leader of {stream} is cut off from its replicas")
+
+        if self.deployment.replicas > 1:
+            await self._patiently(once)
+
+    def pages(
+        self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
+    ) -> AsyncGenerator[list[Record]]:
         """What is stored after sequence `after`, in order, a page at a time, up to the end of the log.
 
-        `until` is an event known to be stored: it is read for again while a replica lags behind the leader.
+        Any replica answers, and may lag behind the leader. `until` is an event known to be stored, by default the
+        leader's newest: it is read for until it is there, or has been purged.
         """
+        return self._pages(self._stream(conversation), self.subject(conversation, kind), after, until)
+
+    async def _pages(self, stream: str, subject: str, after: int, until: int | None) -> AsyncGenerator[list[Record]]:
+        if until is None:
+            until = await self._last(stream, subject) if self.deployment.replicas > 1 else 0
         while True:
             more = True
             while more:
@@ -264,25 +334,31 @@ class Tape:
                     "seq": after + 1,
                     "batch": limits.HISTORY_BATCH,
                     "max_bytes": limits.HISTORY_BATCH_BYTES,
-                    "next_by_subj": self.subject(conversation, kind),
+                    "next_by_subj": subject,
                 }
-                page, more = await self._page(self._stream(conversation), request)
+                page, more = await self._page(stream, request)
                 if page:
                     after = page[-1].seq
                     yield page
-            if after >= until or await self.last(conversation, kind) < until:  # there, or purged since
+            if after >= until:
+                return
+            await self._confirm(stream)
+            if await self._last(stream, subject) < until:  # purged since
                 return
             await asyncio.sleep(limits.READ_RETRY_S)
 
-    async def read(self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int = 0) -> list[Record]:
+    async def read(
+        self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
+    ) -> list[Record]:
         """All pages in one list: for what is known to be small, such as facts."""
         return [record async for page in self.pages(conversation, after, kind, until) for record in page]
 
     async def first(self, conversation: str) -> Record | None:
         """The conversation's first event that is kept."""
-        request = {"seq": 1, "batch": 1, "next_by_subj": self.subject(conversation)}
-        page, _ = await self._page(self._stream(conversation), request)
-        return page[0] if page else None
+        async with aclosing(self.pages(conversation)) as pages:
+            async for page in pages:
+                return page[0]
+        return None
 
     async def _page(self, stream: str, request: dict[str, Any]) -> tuple[list[Record], bool]:
         """One batched direct get: the records, and whether there are more."""
@@ -321,7 +397,19 @@ class Tape:
                 raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
             return page, status.get("Nats-Num-Pending", "0") != "0"
 
-        return await _patiently(once)
+        return await self._patiently(once)
+
+    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
+        """Reads change nothing, so they are tried again while NATS is away, up to a limit."""
+        give_up = asyncio.get_running_loop().time() + limits.READ_PATIENCE_S
+        while True:
+            try:
+                return await once()
+            except (Unavailable, nats.errors.Error, TimeoutError) as error:
+                await self._pulse.missed()
+                if asyncio.get_running_loop().time() > give_up:
+                    raise Unavailable(f"a read was not answered: {_reason(error)}") from error
+                await asyncio.sleep(limits.READ_RETRY_S)
 
     # Listening
 
@@ -380,14 +468,7 @@ class Tape:
 
     async def stored(self, stream: str, subject: str) -> list[Record]:
         """What a small stream keeps under `subject`, in order."""
-        found: list[Record] = []
-        more = True
-        while more:
-            after = found[-1].seq if found else 0
-            request = {"seq": after + 1, "batch": limits.HISTORY_BATCH, "next_by_subj": subject}
-            page, more = await self._page(stream, request)
-            found += page
-        return found
+        return [record async for page in self._pages(stream, subject, 0, None) for record in page]
 
     async def bury(self, service: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Puts what cannot be handled where an operator finds it."""
@@ -433,14 +514,14 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
             doubt()
 
     try:
-        async with asyncio.timeout(limits.READ_TIMEOUT_S + 1):
+        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(servers(url)) + 1):
             await nc.connect(
-                url,
+                servers(url),
                 name=name,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
-                connect_timeout=2,
+                connect_timeout=limits.CONNECT_TIMEOUT_S,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds to sleep, and a fraction will do
                 ping_interval=10,
@@ -460,8 +541,14 @@ async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) ->
     reply = await _request(nc, f"$JS.API.{method}", _json(body) if body else b"")
     answer: dict[str, Any] = msgspec.json.decode(reply.data)
     if error := answer.get("error"):
-        raise Refused(f"{method}: {error.get('description', error)}")
+        raise _failure(msgspec.convert(error, _ApiError), f"{method}: {error.get('description', error)}")
     return answer
+
+
+def _failure(error: _ApiError, words: str) -> Unavailable | Refused:
+    """What an error of the server means to us: a cluster that elects a leader is away, it does not refuse."""
+    passing = error.code in (429, 503) or error.err_code in PASSING_CODES
+    return Unavailable(words) if passing else Refused(words)
 
 
 async def _request(nc: Client, subject: str, body: bytes) -> Msg:
@@ -471,22 +558,19 @@ async def _request(nc: Client, subject: str, body: bytes) -> Msg:
         raise Unavailable(f"no answer from JetStream: {_reason(error)}") from error
 
 
-async def _patiently(once: Callable[[], Awaitable[T]]) -> T:
-    """Reads change nothing, so they are tried again while NATS is away, up to a limit."""
-    give_up = asyncio.get_running_loop().time() + limits.READ_PATIENCE_S
-    while True:
-        try:
-            return await once()
-        except (Unavailable, nats.errors.Error, TimeoutError) as error:
-            if asyncio.get_running_loop().time() > give_up:
-                raise Unavailable(f"a read was not answered: {_reason(error)}") from error
-            await asyncio.sleep(limits.READ_RETRY_S)
-
-
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def servers(url: str) -> list[str]:
+    """The servers that a setting names, separated by commas."""
+    return [server.strip() for server in url.split(",") if server.strip()]
+
+
 def _redacted(url: str) -> str:
-    scheme, at, host = url.rpartition("@")
-    return f"{scheme.partition('://')[0]}://{host}" if at else url
+    return ", ".join(_without_credentials(server) for server in servers(url))
+
+
+def _without_credentials(server: str) -> str:
+    scheme, at, host = server.rpartition("@")
+    return f"{scheme.partition('://')[0]}://{host}" if at else server

@@ -50,6 +50,7 @@ def setup(service: str) -> None:
     if wanted != "none":
         provider = TracerProvider(resource=resource)
         if wanted == "otlp":
+            _need("opentelemetry.exporter.otlp.proto.http", "OTEL_TRACES_EXPORTER=otlp")
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -60,15 +61,17 @@ def setup(service: str) -> None:
         trace.set_tracer_provider(provider)
 
     readers: list[MetricReader] = []
-    if importlib.util.find_spec("opentelemetry.exporter.prometheus"):
+    if _is_installed("opentelemetry.exporter.prometheus"):
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
         readers.append(PrometheusMetricReader())
     if os.environ.get("OTEL_METRICS_EXPORTER") == "otlp":
+        _need("opentelemetry.exporter.otlp.proto.http", "OTEL_METRICS_EXPORTER=otlp")
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     if port := os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT"):
+        _need("opentelemetry.exporter.prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT")
         from prometheus_client import start_http_server
 
         start_http_server(int(port), os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost"))
@@ -77,6 +80,18 @@ def setup(service: str) -> None:
         View(instrument_unit="{token}/s", aggregation=ExplicitBucketHistogramAggregation(RATES)),
     ]
     metrics.set_meter_provider(MeterProvider(metric_readers=readers, resource=resource, views=views))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it would be in
+        return False
+
+
+def _need(module: str, setting: str) -> None:
+    if not _is_installed(module):
+        raise ConfigError(f"{setting} needs the package {module.replace('.', '-')}, which is not installed")
 
 
 def shutdown() -> None:

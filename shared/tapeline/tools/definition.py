@@ -1,0 +1,107 @@
+"""A typed Python function as a tool: what the decorator makes of it. Nothing here runs a call: see `execution`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from tapeline import limits, subjects
+from tapeline.registry import ToolSpec
+
+from .schema import Arguments
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Tool(Generic[P, R]):
+    """A function that the model may call. Calling it from Python calls the function, unchecked."""
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        timeout_s: float = limits.TOOL_TIMEOUT_S_DEFAULT,
+        idempotent: bool = False,
+        needs_approval: bool = False,
+    ) -> None:
+        self.function = function
+        self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
+        self.timeout_s = timeout_s
+        self.idempotent = idempotent
+        self.needs_approval = needs_approval
+        if not subjects.is_tool(self.name):
+            raise ValueError(f"tool {self.name!r}: a name is 1 to 64 letters, digits, _ or -")
+        if not 0 < timeout_s <= limits.TOOL_TIMEOUT_S_MAX:
+            raise ValueError(
+                f"tool {self.name}: timeout_s is {timeout_s}, not within {limits.TOOL_TIMEOUT_S_MAX:.0f} s"
+            )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"tool {self.name}: a generator cannot be a tool; report with Context.progress")
+        try:
+            self.arguments = Arguments(function)
+        except TypeError as error:
+            raise TypeError(f"tool {self.name}: {error}") from error
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.__name__ = self.name
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name}>"
+
+    def spec(self, pool: str = "") -> ToolSpec:
+        """The tool as it is announced."""
+        return ToolSpec(
+            name=self.name,
+            description=self.arguments.description,
+            parameters=self.arguments.schema,
+            timeout_s=self.timeout_s,
+            idempotent=self.idempotent,
+            needs_approval=self.needs_approval,
+            pool=pool,
+        )
+
+
+AnyTool = Tool[..., Any]
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    timeout_s: float = limits.TOOL_TIMEOUT_S_DEFAULT,
+    idempotent: bool = False,
+    needs_approval: bool = False,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+def tool(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float = limits.TOOL_TIMEOUT_S_DEFAULT,
+    idempotent: bool = False,
+    needs_approval: bool = False,
+) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
+    """Makes a typed function, sync or async, a tool: `@tool`, or `@tool(timeout_s=10)`.
+
+    Its docstring is what the model reads, its type hints are the schema of its arguments.
+
+    Args:
+        name: Instead of the function's own.
+        timeout_s: A call that takes longer, waiting for a worker included, ends as `timeout`.
+        idempotent: It may be run again when its worker was lost half-way. Otherwise such a call ends as
+            `unknown`, because nobody can tell whether it had its effect.
+        needs_approval: A person must approve each call.
+
+    Raises `TypeError` or `ValueError` for a function that cannot be a tool.
+    """
+
+    def make(function: Callable[P, R]) -> Tool[P, R]:
+        return Tool(function, name=name, timeout_s=timeout_s, idempotent=idempotent, needs_approval=needs_approval)
+
+    return make if function is None else make(function)

@@ -1,0 +1,245 @@
+"""Every run ends in time, whoever is gone: no worker for a call, a worker that hangs, no inference at all, a
+provider that says nothing, a trigger that cannot be read, a consumer that was deleted.
+"""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from tapeline import limits, subjects
+from tapeline.append import Chain
+from tapeline.events import Answer, Conversation, Done, Message, Step, Token
+from tapeline.replay import load
+from tapeline.tape import Record, Tape
+
+from tests.client import Client, Posted, log_of, types
+from tests.model_server import STREAM_HEAD, RawServer, sse
+from tests.stack import Stack, wait_until
+
+RUN_S = 6
+SLACK_S = 20.0  # on a busy machine; the run's own clock is asserted on its events
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A system whose runs have a few seconds. Only its edge is started."""
+    stack = Stack(tmp_path_factory.mktemp("stack"), {"TAPELINE_RUN_DEADLINE_S": str(RUN_S)})
+    try:
+        stack.add_edge()
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture
+async def user(hasty: Stack) -> AsyncIterator[Client]:
+    async with Client(hasty.url) as client:
+        yield client
+
+
+async def ended(stack: Stack, user: Client, conversation: str, posted: Posted, code: str) -> None:
+    """The run ends with this error, at its deadline and not much later, and its log breaks no promise."""
+    async with asyncio.timeout(RUN_S + SLACK_S):
+        received = await user.run(conversation, posted.run)
+    error = json.loads(received[-1].data)
+    assert error["type"] == "error", error
+    assert error["code"] == code
+    await log_of(stack.nats.url, conversation)
+
+
+async def test_a_call_whose_workers_are_all_gone_ends_as_a_timeout_and_the_run_goes_on(fresh_stack: Stack) -> None:
+    fresh_stack.start()
+    async with Client(fresh_stack.url) as client:
+        await client.answered("hello")  # the tools are on offer, and stay so for a while
+        fresh_stack.workers[0].end(signal.SIGKILL)
+        conversation = await client.create(tools=["clock"])
+        posted = await client.post(conversation, "what time is it?")
+        async with asyncio.timeout(60):
+            received = await client.run(conversation, posted.run)
+    (result,) = [json.loads(one.data) for one in received if one.event == "tool_result"]
+    assert result["outcome"] == "timeout"
+    assert result["is_error"]
+    assert "no worker" in result["message"]
+    assert received[-1].event == "done"
+    await log_of(fresh_stack.nats.url, conversation)
+
+
+async def test_a_worker_that_hangs_in_a_call_does_not_keep_its_run_from_ending(hasty: Stack, user: Client) -> None:
+    hasty.start_inference()
+    worker = hasty.start_worker()
+    conversation = await user.create(tools=["search_notes"])
+    posted = await user.post(conversation, "search notes")
+    async with user.events(conversation, run=posted.run) as stream:
+        await stream.until("tool_started")
+        worker.send(signal.SIGSTOP)
+        received = await stream.rest()
+    assert types(received)[-1] == "error"
+    assert json.loads(received[-1].data)["code"] == "run_deadline"
+    worker.send(signal.SIGCONT)  # what it says now comes too late to change anything
+    await log_of(hasty.nats.url, conversation)
+
+
+async def test_inference_that_was_down_for_the_whole_run_ends_it_when_it_is_back(hasty: Stack, user: Client) -> None:
+    conversation = await user.create()
+    posted = await user.post(conversation, "hello")
+    message = (await log_of_started(hasty, conversation))[-1]
+    await asyncio.to_thread(
+        wait_until, "the deadline passed", lambda: time.time() * 1000 > message.ts + RUN_S * 1000, RUN_S + 5.0
+    )
+    hasty.start_inference()
+    await ended(hasty, user, conversation, posted, "run_deadline")
+
+
+async def log_of_started(stack: Stack, conversation: str) -> list[Message]:
+    tape = await Tape.open(stack.nats.url, "test")
+    try:
+        events = [record.event() for record in await tape.read(conversation)]
+    finally:
+        await tape.close()
+    return [event for event in events if isinstance(event, Message)]
+
+
+async def test_a_provider_that_stalls_without_closing_is_left_at_the_deadline(hasty: Stack, user: Client) -> None:
+    async def stall(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + sse(CHUNK))
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    async with RawServer(stall) as provider:
+        hasty.start_inference(
+            {
+                "TAPELINE_MODEL": "openai:staller",
+                "OPENAI_BASE_URL": f"{provider.url}/v1",
+                "OPENAI_API_KEY": "test",
+            }
+        )
+        conversation = await user.create()
+        posted = await user.post(conversation, "hello")
+        await ended(hasty, user, conversation, posted, "run_deadline")
+        answer = [r.event() for r in await log_of(hasty.nats.url, conversation)][-2]
+        assert isinstance(answer, Answer)
+        assert (answer.finish, answer.text) == ("error", "begun")
+        async with asyncio.timeout(5):
+            await provider.hung_up.wait()
+
+
+CHUNK = {
+    "id": "c",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "staller",
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": "begun"}, "finish_reason": None}],
+}
+
+
+async def test_a_stop_closes_the_providers_connection_within_100_ms(hasty: Stack, user: Client) -> None:
+    async def stall(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + sse(CHUNK))
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    async with RawServer(stall) as provider:
+        settings = {"TAPELINE_MODEL": "openai:x", "OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "test"}
+        hasty.start_inference(settings)
+        conversation = await user.create()
+        posted = await user.post(conversation, "hello")
+        async with user.events(conversation, run=posted.run) as stream:
+            await stream.until("token")
+            assert (await user.stop(conversation, posted.run)).status_code == 202
+            stopped_s = time.monotonic()
+            async with asyncio.timeout(5):
+                await provider.hung_up.wait()
+            print(f"the provider's connection was closed {(time.monotonic() - stopped_s) * 1000:.0f} ms after the 202")
+            received = await stream.rest()
+    assert types(received)[-3:] == ["stop", "answer", "done"]
+    assert json.loads(received[-1].data)["reason"] == "stopped"
+    await log_of(hasty.nats.url, conversation)
+
+
+async def test_a_trigger_that_is_no_event_becomes_a_dead_letter_and_ends_its_run(hasty: Stack, user: Client) -> None:
+    hasty.start_inference()
+    tape = await Tape.open(hasty.nats.url, "test")
+    try:
+        conversation = await user.create()
+        garbage, last = b"\xff{not json", await tape.last(conversation)
+        subject = tape.subject(conversation, subjects.INPUT)
+        await tape.nc.jetstream().publish(subject, garbage)
+        async with asyncio.timeout(SLACK_S):
+            while not (dead := await tape.nc.jetstream().stream_info(subjects.DEAD)).state.messages:
+                await asyncio.sleep(0.05)
+        letter = await tape.nc.jetstream().get_msg(subjects.DEAD, dead.state.last_seq)
+        assert letter.data == garbage
+        assert letter.headers is not None
+        assert letter.headers["Tapeline-Subject"] == subject
+        assert int(letter.headers["Tapeline-Sequence"]) > last
+        posted = await user.post(conversation, "hello")  # the conversation goes on
+        assert types(await user.run(conversation, posted.run))[-1] == "done"
+    finally:
+        await tape.close()
+
+
+async def test_an_event_type_of_the_future_stops_nothing(hasty: Stack, user: Client) -> None:
+    hasty.start_inference()
+    tape = await Tape.open(hasty.nats.url, "test")
+    try:
+        conversation = await user.create()
+        subject = tape.subject(conversation, subjects.INPUT)
+        await tape.nc.jetstream().publish(subject, b'{"type":"reaction","run":"-","ts":1,"emoji":"x"}')
+        posted = await user.post(conversation, "hello")
+        assert types(await user.run(conversation, posted.run))[-1] == "done"
+        assert b"emoji" in (await tape.read(conversation))[1].data
+    finally:
+        await tape.close()
+
+
+async def test_a_consumer_that_somebody_deleted_is_said_so_and_never_a_silent_stall(hasty: Stack, user: Client) -> None:
+    inference = hasty.start_inference()
+    tape = await Tape.open(hasty.nats.url, "test")
+    try:
+        await tape.nc.jetstream().delete_consumer("TAPE_2", subjects.TRIGGERS)
+    finally:
+        await tape.close()
+    wait_until("inference has ended", lambda: inference.popen.poll() is not None, limits.DRIFT_CHECK_S + 15)
+    assert inference.popen.returncode == 78
+    assert "consumer inference of TAPE_2 is missing" in inference.output()
+    assert "Traceback" not in inference.output()
+    response = await user.http.get("/readyz")
+    assert response.status_code == 503
+    assert "consumer inference of TAPE_2 is missing" in response.json()["why"]
+
+
+async def test_a_conversation_of_300_messages_begins_its_next_step_without_reading_deltas(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation, ts = "long", 1
+    chain = Chain(tape, conversation, 0)
+    await chain.append(subjects.INPUT, Conversation(run="-", ts=ts, owner="o"))
+    for number in range(300):
+        run = f"r{number}"
+        await chain.append(subjects.INPUT, Message(run=run, ts=ts, content="and then?"))
+        await chain.append(subjects.MODEL, Step(run=run, ts=ts, step=1, attempt=1, worker="w", trigger=chain.last))
+        deltas = [(subjects.MODEL_DELTA, Token(run=run, ts=ts, step=1, attempt=1, text=f"{n} ")) for n in range(20)]
+        await chain.commit(deltas)
+        answer = Answer(run=run, ts=ts, step=1, attempt=1, finish="stop", text="…")
+        done = Done(run=run, ts=ts, step=1, attempt=1, reason="stop")
+        await chain.commit([(subjects.MODEL, answer), (subjects.MODEL, done)])
+    read: list[str] = []
+    real = tape._page
+
+    async def counted(shard: int, request: dict[str, Any]) -> tuple[list[Record], bool]:
+        page, more = await real(shard, request)
+        read.extend(record.kind for record in page)
+        return page, more
+
+    monkeypatch.setattr(tape, "_page", counted)
+    state = await load(tape, conversation)
+    assert len(state.runs) == 300
+    assert state.active is None
+    assert len(read) == 1 + 300 * 4
+    assert subjects.MODEL_DELTA not in read

@@ -1,0 +1,609 @@
+"""Tools without a server: the schema that type hints make, arguments held to it, and what comes of a call."""
+
+import asyncio
+import dataclasses
+import datetime
+import enum
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import jsonschema
+import msgspec
+import pytest
+from msgspec import Meta
+from tapeline import limits
+from tapeline.tools import Context, ToolError, tool
+from tapeline.tools.context import Flag
+from tapeline.tools.testing import call_tool
+
+from services.tools import builtin
+
+
+class Colour(enum.Enum):
+    """A choice."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Place(msgspec.Struct):
+    """A Struct."""
+
+    city: str
+    country: str = "PT"
+
+
+@dataclasses.dataclass
+class Leg:
+    """A dataclass of Structs."""
+
+    start: Place
+    end: Place
+    km: float | None = None
+
+
+class Options(TypedDict):
+    """A TypedDict."""
+
+    fast: bool
+    note: NotRequired[str]
+
+
+# The schema
+
+
+def test_the_schema_says_all_that_the_function_does() -> None:
+    @tool(name="book-trip", timeout_s=5, idempotent=True, needs_approval=True)
+    def book(
+        legs: list[Leg],
+        colour: Colour,
+        kind: Literal["train", "plane"],
+        seats: Annotated[int, Meta(ge=1, le=9, description="How many of you.")] = 1,
+        when: datetime.date | None = None,
+        options: Options | None = None,
+        *,
+        context: Context,
+    ) -> str:
+        """Books a trip.
+
+        Over several legs, and
+        in one go.
+
+        Args:
+            legs: One after the other,
+                at least one.
+            kind (str): By what.
+            seats: Ignored, since the hint says it.
+
+        Returns:
+            A booking number.
+        """
+        return "42"
+
+    spec = book.spec("travel")
+    assert (spec.name, spec.timeout_s, spec.idempotent, spec.needs_approval, spec.pool) == (
+        "book-trip",
+        5,
+        True,
+        True,
+        "travel",
+    )
+    assert spec.description == "Books a trip.\n\nOver several legs, and\nin one go."
+    schema = spec.parameters
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["type"] == "object"
+    assert schema["required"] == ["legs", "colour", "kind"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert list(properties) == ["legs", "colour", "kind", "seats", "when", "options"], "the context is not the model's"
+    assert properties["legs"]["description"] == "One after the other, at least one."
+    assert properties["kind"] == {"enum": ["plane", "train"], "description": "By what."}
+    assert properties["seats"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 9,
+        "description": "How many of you.",
+        "default": 1,
+    }
+    assert properties["when"]["default"] is None
+    assert set(schema["$defs"]) == {"Leg", "Place", "Colour", "Options"}
+    jsonschema.validate(
+        {"legs": [{"start": {"city": "Lisboa"}, "end": {"city": "Porto"}}], "colour": "red", "kind": "train"}, schema
+    )
+
+
+def test_a_bare_decorator_is_enough() -> None:
+    @tool
+    def hello(name: str = "you") -> str:
+        """Says hello."""
+        return f"hello {name}"
+
+    assert hello.name == "hello"
+    assert hello("me") == "hello me", "from Python it is still the function"
+    assert hello.spec().parameters == {
+        "type": "object",
+        "properties": {"name": {"type": "string", "default": "you"}},
+        "required": [],
+        "additionalProperties": False,
+    }
+    assert not hello.idempotent
+
+
+class Opaque:
+    """What JSON cannot carry."""
+
+
+def bare(x):  # type: ignore[no-untyped-def]
+    return x
+
+
+def opaque(x: Opaque) -> None: ...
+def ambiguous(x: list[int] | list[str]) -> None: ...
+def starred(*numbers: int) -> None: ...
+def keywords(**numbers: int) -> None: ...
+def positional(x: int, /) -> None: ...
+def unresolved(x: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+def twice(one: Context, other: Context) -> None: ...
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (bare, "argument x has no type hint"),
+        (opaque, "argument x: .*Opaque.* cannot be given as JSON"),
+        (ambiguous, "argument x: .* cannot be given as JSON"),
+        (starred, "argument .*numbers.*: the model gives arguments by name"),
+        (keywords, "argument .*numbers.*: the model gives arguments by name"),
+        (positional, "argument x.*: the model gives arguments by name"),
+        (unresolved, "a type hint cannot be resolved: name 'Missing'"),
+        (twice, "argument other: there is a Context already"),
+        (generator, "a generator cannot be a tool"),
+        (async_generator, "a generator cannot be a tool"),
+    ],
+)
+def test_what_cannot_be_a_tool_is_refused_where_it_is_written(function: Callable[..., Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=f"tool {function.__name__}: {problem}"):
+        tool(function)
+
+
+@pytest.mark.parametrize("options", [{"name": "no spaces"}, {"timeout_s": 0}, {"timeout_s": 1e9}])
+def test_options_out_of_bounds_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        tool(**options)(lambda: None)
+
+
+# Arguments
+
+
+@tool
+def take(
+    number: int,
+    colour: Colour = Colour.RED,
+    place: Place | None = None,
+    leg: Leg | None = None,
+    options: Options | None = None,
+    when: datetime.datetime | None = None,
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.5,
+    kind: Literal["a", 1] = "a",
+    table: dict[str, list[int]] | None = None,
+    anything: Any = None,
+) -> str:
+    """Says what it was given."""
+    return repr((number, colour, place, leg, options, when, share, kind, table, anything))
+
+
+async def test_arguments_arrive_as_the_hints_say() -> None:
+    called = await call_tool(
+        take,
+        {
+            "number": 1,
+            "colour": "blue",
+            "place": {"city": "Lisboa"},
+            "leg": {"start": {"city": "A"}, "end": {"city": "B", "country": "ES"}},
+            "options": {"fast": True},
+            "when": "2026-11-22T10:00:00Z",
+            "share": 1,
+            "kind": 1,
+            "table": {"a": [1, 2]},
+            "anything": [None, {"deep": 1}],
+        },
+    )
+    utc = datetime.UTC
+    assert called.content == repr(
+        (
+            1,
+            Colour.BLUE,
+            Place("Lisboa"),
+            Leg(Place("A"), Place("B", "ES")),
+            {"fast": True},
+            datetime.datetime(2026, 11, 22, 10, tzinfo=utc),
+            1.0,
+            1,
+            {"a": [1, 2]},
+            [None, {"deep": 1}],
+        )
+    )
+    assert (await call_tool(take, {"number": 1})).content.startswith("(1, <Colour.RED"), "the function's own defaults"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "missing required field `number`"),
+        ({"number": "7"}, "Expected `int`, got `str` - at `$.number`"),
+        ({"number": True}, "got `bool`"),
+        ({"number": 1.5}, "got `float`"),
+        ({"number": None}, "got `null`"),
+        ({"number": 1, "extra": 1}, "unknown field `extra`"),
+        ({"number": 1, "colour": "green"}, "Invalid enum value 'green' - at `$.colour`"),
+        ({"number": 1, "place": {"country": "PT"}}, "missing required field `city` - at `$.place`"),
+        ({"number": 1, "leg": {"start": {"city": 1}, "end": {"city": "B"}}}, "at `$.leg.start.city`"),
+        ({"number": 1, "options": {}}, "missing required field `fast`"),
+        ({"number": 1, "when": "yesterday"}, "Invalid RFC3339"),
+        ({"number": 1, "share": 1.5}, "Expected `float` <= 1.0 - at `$.share`"),
+        ({"number": 1, "table": {"a": ["x"]}}, "at `$.table[...][0]`"),
+        ('{"number": 1', "not a JSON object"),
+        ([1], "not a JSON object"),
+        (None, "missing required field"),
+    ],
+)
+async def test_wrong_arguments_name_the_place_and_the_problem(arguments: Any, problem: str) -> None:
+    called = await call_tool(take, arguments)
+    assert (called.outcome, called.is_error, called.content) == ("error", True, None)
+    assert problem in called.message
+
+
+class Leaf(msgspec.Struct):
+    """As deep as one likes."""
+
+    leaf: "Leaf | None" = None
+
+
+async def test_arguments_nested_too_deeply_are_an_error() -> None:
+    @tool
+    def grow(tree: Leaf) -> None: ...
+
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"leaf": deep}
+    called = await call_tool(grow, {"tree": deep})
+    assert called.message == "invalid arguments: nested too deeply"
+
+
+# What a tool returns
+
+
+class Answer(msgspec.Struct):
+    """A result with a set and a date."""
+
+    text: str
+    tags: set[str]
+    at: datetime.date
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        ("text", "text"),
+        (None, None),
+        (1.5, 1.5),
+        (2**70, 2**70),
+        ({"a": [1, (2, 3)]}, {"a": [1, [2, 3]]}),
+        (Answer("x", {"y"}, datetime.date(2026, 1, 2)), {"text": "x", "tags": ["y"], "at": "2026-01-02"}),
+        (
+            [Leg(Place("A"), Place("B"))],
+            [{"start": {"city": "A", "country": "PT"}, "end": {"city": "B", "country": "PT"}, "km": None}],
+        ),
+        (Colour.RED, "red"),
+        ({1: "one"}, {"1": "one"}),
+    ],
+)
+async def test_results_are_plain_json(value: Any, content: Any) -> None:
+    @tool
+    def give() -> Any:
+        return value
+
+    called = await call_tool(give)
+    assert (called.outcome, called.content) == ("ok", content)
+    msgspec.json.encode(called.content)
+
+
+def circle() -> list[Any]:
+    one: list[Any] = []
+    one.append(one)
+    return one
+
+
+def nested(depth: int) -> list[Any]:
+    one: list[Any] = []
+    for _ in range(depth):
+        one = [one]
+    return one
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        [float("inf")],
+        b"bytes",
+        {"a": bytearray(b"x")},
+        circle(),
+        {(1, 2): "tuple key"},
+        Opaque(),
+        "\ud800",
+        nested(limits.TOOL_RESULT_DEPTH_MAX + 1),
+        nested(100_000),
+        "x" * limits.TOOL_RESULT_BYTES_MAX,
+        "ü" * (limits.TOOL_RESULT_BYTES_MAX // 2),
+    ],
+    ids=[
+        "nan",
+        "inf",
+        "bytes",
+        "bytearray",
+        "circle",
+        "tuple key",
+        "object",
+        "surrogate",
+        "deep",
+        "deeper",
+        "large",
+        "bytes, not characters",
+    ],
+)
+async def test_what_no_event_can_carry_is_an_error_the_model_can_read(value: Any) -> None:
+    @tool
+    def give() -> Any:
+        return value
+
+    called = await call_tool(give)
+    assert (called.outcome, called.content) == ("error", None)
+    assert called.message.startswith("the tool give returned ")
+    assert len(called.message) < 200
+
+
+async def test_only_a_tool_error_is_told_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    @tool
+    def refuse() -> None:
+        raise ToolError("the shop is closed \ud800" + "x" * 10_000)
+
+    @tool
+    async def leak() -> None:
+        raise ConnectionError("postgres://admin:hunter2@db")
+
+    refused, leaked = await call_tool(refuse), await call_tool(leak)
+    assert refused.message.startswith("the shop is closed ?x")
+    assert len(refused.message) == limits.TOOL_MESSAGE_CHARS_MAX
+    assert (leaked.outcome, leaked.message) == ("error", "the tool leak failed: ConnectionError")
+    assert "hunter2" in caplog.text, "the worker's own log has it"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError()])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_no_exception_takes_the_worker_with_it(error: BaseException, is_async: bool) -> None:
+    if is_async:
+
+        @tool(name="bad")
+        async def bad_async() -> None:
+            raise error
+
+        called = await call_tool(bad_async)
+    else:
+
+        @tool(name="bad")
+        def bad() -> None:
+            raise error
+
+        called = await call_tool(bad)
+    assert called.outcome == "error"
+
+
+# While it runs
+
+
+async def test_blocking_functions_run_beside_each_other_in_threads() -> None:
+    together = threading.Barrier(3, timeout=5)
+
+    @tool
+    def meet() -> int:
+        return together.wait()
+
+    called = await asyncio.gather(*(call_tool(meet) for _ in range(3)))
+    assert sorted(one.content for one in called) == [0, 1, 2]
+
+
+async def test_the_context_says_what_the_tool_needs_to_know() -> None:
+    @tool
+    async def look(context: Context) -> dict[str, Any]:
+        await context.progress(0.5, "half")
+        context.progress(7, "too much")
+        context.progress(float("nan"))
+        context.log.info("seen")
+        return {
+            "call": context.call,
+            "attempt": context.attempt,
+            "left": context.time_left_s,
+            "stopped": bool(context.stopped),
+        }
+
+    called = await call_tool(look, call="c1", attempt=2, timeout_s=9)
+    assert 8 < called.content.pop("left") <= 9
+    assert called.content == {"call": "c1", "attempt": 2, "stopped": False}
+    assert called.progress == [(0.5, "half"), (1.0, "too much"), (None, "")]
+
+
+async def test_progress_can_be_said_in_a_thread() -> None:
+    @tool
+    def work(context: Context) -> str:
+        context.progress(0.1, "here")
+        return threading.current_thread().name
+
+    called = await call_tool(work, call="c1")
+    assert (called.content, called.progress) == ("tool c1", [(0.1, "here")])
+
+
+async def test_a_late_tool_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    cleaned = asyncio.Event()
+    held = threading.Event()
+
+    @tool
+    async def sleeper() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cleaned.set()
+
+    @tool
+    def holder() -> str:
+        held.wait(10)
+        return "late"
+
+    started = time.monotonic()
+    late, stuck = await asyncio.gather(call_tool(sleeper, timeout_s=0.1), call_tool(holder, timeout_s=0.1))
+    assert (late.outcome, stuck.outcome) == ("timeout", "timeout")
+    assert cleaned.is_set(), "an async function may clean up"
+    assert time.monotonic() - started < 3
+    held.set()
+    async with asyncio.timeout(5):
+        while "what it returned is dropped" not in caplog.text:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_tool_that_ignores_its_cancellation_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    free = asyncio.Event()
+
+    @tool
+    async def stubborn() -> None:
+        while not free.is_set():
+            try:
+                await free.wait()
+            except asyncio.CancelledError:
+                continue
+
+    called = await call_tool(stubborn, timeout_s=0.1)
+    free.set()
+    assert called.outcome == "timeout"
+    assert "left behind" in caplog.text
+
+
+async def test_a_stop_reaches_the_tool_and_what_it_returns_then_is_kept() -> None:
+    stopped = Flag()
+
+    @tool
+    async def patient(context: Context) -> str:
+        await context.stopped.wait()
+        return "as far as I got"
+
+    @tool
+    def threaded(context: Context) -> bool:
+        return context.stopped.wait_in_thread(10)
+
+    calls = asyncio.gather(call_tool(patient, stopped=stopped), call_tool(threaded, stopped=stopped))
+    await asyncio.sleep(0)
+    stopped.set()
+    one, other = await calls
+    assert (one.outcome, one.content) == ("stopped", "as far as I got")
+    assert (other.outcome, other.content) == ("stopped", True)
+
+
+# The built-in tools
+
+
+async def test_the_clock_knows_time_zones() -> None:
+    called = await call_tool(builtin.clock, {"timezone": "Asia/Tokyo"})
+    assert called.content["time"].endswith("+09:00")
+    assert (await call_tool(builtin.clock)).content["time"].endswith("+00:00")
+    for wrong in ("Mars/Olympus", "../../etc/passwd", "", "\0"):
+        assert (await call_tool(builtin.clock, {"timezone": wrong})).outcome == "error", wrong
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("1 + 2 * 3", 7),
+        ("-(2 ** 10) // 3", -342),
+        ("7 / 2", 3.5),
+        ("sqrt(16) + max(1, 2)", 6.0),
+        ("round(pi, 2)", 3.14),
+        ("round(7, -10**9)", 0),
+        ("2 ** 64", "18446744073709551616"),
+        (" 10 % 4 ", 2),
+    ],
+)
+async def test_calculate(expression: str, value: Any) -> None:
+    assert (await call_tool(builtin.calculate, {"expression": expression})).content == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9 ** 9 ** 9",
+        "9.0 ** 9999",
+        "(-8) ** 0.5",
+        "1 / 0",
+        "__import__('os').system('true')",
+        "().__class__",
+        "x + 1",
+        "'a' * 9",
+        "True + 1",
+        "1 if 1 else 2",
+        "[1][0]",
+        "max(*[1])",
+        "round(1.5, ndigits=1)",
+        "abs()",
+        "",
+        "1 +",
+        "(" * 400 + "1" + ")" * 400,
+        "-" * 990 + "1",
+        "1+" * 600 + "1",
+        "log(0)",
+        "1e999",
+    ],
+)
+async def test_what_is_not_arithmetic_is_refused(expression: str) -> None:
+    started = time.monotonic()
+    called = await call_tool(builtin.calculate, {"expression": expression})
+    assert (called.outcome, time.monotonic() - started < 2) == ("error", True)
+    assert "Error" not in called.message, called.message
+
+
+async def test_search_notes_finds_notes_and_says_how_far_it_is() -> None:
+    called = await call_tool(builtin.search_notes, {"query": "fence", "seconds": 0})
+    assert called.content["notes"][0]["title"] == "The fence"
+    fractions = [fraction for fraction, _ in called.progress]
+    assert fractions == sorted(fractions, key=lambda one: one or 0)
+    assert fractions[-1] == 1.0
+    assert (await call_tool(builtin.search_notes, {"query": "zebra", "seconds": 0})).content["notes"] == []
+    assert (await call_tool(builtin.search_notes, {"query": "x", "seconds": 1e9})).outcome == "error"
+
+
+async def test_search_notes_ends_early_when_stopped() -> None:
+    stopped = Flag()
+    searching = asyncio.create_task(call_tool(builtin.search_notes, {"query": "fence", "seconds": 30}, stopped=stopped))
+    await asyncio.sleep(0)
+    stopped.set()
+    async with asyncio.timeout(2):
+        assert (await searching).outcome == "stopped"
+
+
+async def test_fail_fails() -> None:
+    assert (await call_tool(builtin.fail, {"message": "on purpose"})).message == "on purpose"
+
+
+def test_built_in_tools_are_described() -> None:
+    for one in (builtin.clock, builtin.calculate, builtin.search_notes, builtin.fail):
+        spec = one.spec()
+        assert spec.description
+        for name, schema in spec.parameters["properties"].items():
+            assert schema.get("description"), f"{spec.name}: {name}"
+        json.dumps(spec.parameters)

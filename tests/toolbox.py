@@ -1,0 +1,83 @@
+"""Tools for the tests of the worker. What they do, they write to the file that TOOLBOX_JOURNAL names."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from tapeline.tools import Context, ToolError, tool
+
+
+def note(word: str, context: Context) -> None:
+    with Path(os.environ["TOOLBOX_JOURNAL"]).open("a") as journal:
+        journal.write(f"{word} {context.call} {context.attempt}\n")
+
+
+@tool(idempotent=True)
+def add(a: int, b: int, context: Context) -> int:
+    """Adds two numbers."""
+    note("add", context)
+    return a + b
+
+
+@tool
+def broken() -> None:
+    """Raises what the tool author did not foresee."""
+    raise ValueError("password hunter2")
+
+
+@tool
+def refuse(message: str) -> None:
+    """Raises what the tool author wants the model to read."""
+    raise ToolError(message)
+
+
+@tool
+async def count(to: int, pause_s: float, context: Context) -> int:
+    """Counts, saying how far it is."""
+    for number in range(to):
+        await context.progress((number + 1) / to, f"{number + 1} of {to}")
+        await asyncio.sleep(pause_s)
+    return to
+
+
+@tool
+async def once(seconds: float, context: Context) -> str:
+    """Has an effect that must not happen twice."""
+    note("once", context)
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+@tool(idempotent=True)
+async def again(seconds: float, context: Context) -> str:
+    """May be run again."""
+    note("again", context)
+    await asyncio.sleep(seconds if context.attempt == 1 else 0)
+    return "done"
+
+
+@tool
+async def stubborn(seconds: float, context: Context) -> None:
+    """Does not let itself be cancelled."""
+    note("stubborn", context)
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            continue
+
+
+@tool
+def block(seconds: float, context: Context) -> bool:
+    """Blocks its thread; says whether it was stopped."""
+    note("block", context)
+    return context.stopped.wait_in_thread(seconds)
+
+
+@tool
+def stuck(seconds: float, context: Context) -> None:
+    """Blocks its thread and looks at nothing."""
+    note("stuck", context)
+    time.sleep(seconds)
