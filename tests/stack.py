@@ -52,7 +52,11 @@ class Process:
             stderr=subprocess.STDOUT,
             **spawn_options(),
         )
-        wait_until(f"{module} ready", lambda: self._is_ready(ready), START_TIMEOUT_S)
+        try:
+            wait_until(f"{module} ready", lambda: self._is_ready(ready), START_TIMEOUT_S)
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
 
     def _is_ready(self, ready: Callable[[], bool] | None) -> bool:
         assert self.popen.poll() is None, f"{self.module} ended: {self.output()}"

@@ -232,8 +232,8 @@ async def test_a_conversation_of_300_messages_begins_its_next_step_without_readi
     read: list[str] = []
     real = tape._page
 
-    async def counted(shard: int, request: dict[str, Any]) -> tuple[list[Record], bool]:
-        page, more = await real(shard, request)
+    async def counted(stream: str, request: dict[str, Any]) -> tuple[list[Record], bool]:
+        page, more = await real(stream, request)
         read.extend(record.kind for record in page)
         return page, more
 

@@ -14,7 +14,7 @@ import pytest
 from tapeline import limits, subjects
 from tapeline.events import UNDECODABLE
 from tapeline.settings import EX_CONFIG
-from tapeline.tape import Entry, Record, Stale, Tape
+from tapeline.tape import Entry, Record, Stale, Tape, api
 
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
 from tests.stack import POLL_S, ROOT, Process, Stack, free_port
@@ -599,18 +599,18 @@ async def test_what_another_writer_puts_on_the_tape_stops_nobody(
 
 
 async def buried(stack: Stack, conversation: str, kind: str, expected: list[bytes]) -> None:
-    """Waits until these are dead letters."""
+    """Waits until inference is done with all that woke it, these being dead letters."""
     tape = await Tape.open(stack.nats.url, "test")
+    consumer = f"CONSUMER.INFO.{subjects.stream(tape.shard(conversation))}.{subjects.TRIGGERS}"
     subject = tape.subject(conversation, kind)
     try:
         async with asyncio.timeout(BURIED_S):
-            found: list[bytes] = []
-            while sorted(found) != sorted(expected):
+            while (info := await api(tape.nc, consumer))["num_pending"] or info["num_ack_pending"]:
                 await asyncio.sleep(POLL_S)
-                letters = await tape.stored(subjects.DEAD, subjects.dead("inference"))
-                found = [letter.data for letter in letters if letter.headers["Tapeline-Subject"] == subject]
+        letters = await tape.stored(subjects.DEAD, subjects.dead("inference"))
     finally:
         await tape.close()
+    assert sorted(one.data for one in letters if one.headers["Tapeline-Subject"] == subject) == sorted(expected)
 
 
 def is_foreign(record: Record) -> bool:

@@ -1,26 +1,18 @@
-"""The inference service, wired: triggers from every shard's durable consumer, through FastStream, to the engine.
-
-FastStream delivers; it declares nothing, decodes nothing and acknowledges nothing by itself (see field notes).
-"""
+"""The inference service, wired: triggers from every shard's durable consumer to the engine."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from typing import Any
 
-import nats.errors
-from faststream import AckPolicy
-from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from opentelemetry import context, trace
 from tapeline import limits, provision, subjects, telemetry
+from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import Undecodable, peek
 from tapeline.registry import Registry
 from tapeline.settings import Settings
-from tapeline.tape import Pulse, Tape, Unavailable, servers
+from tapeline.tape import Tape, Unavailable
 
 from .decide import Budget, Trigger
 from .engine import Engine
@@ -33,118 +25,88 @@ _tracer = trace.get_tracer("tapeline")
 class Inference:
     """One inference process: its engine, and the triggers it holds."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, nats_url: str, shards: int) -> None:
         self.engine = engine
-        self._held: dict[tuple[str, int], asyncio.Future[bool]] = {}
+        self.deliveries = Deliveries(nats_url, "tapeline-inference-delivery", self._take)
+        for shard in range(shards):
+            self.deliveries.bind(subjects.stream(shard), subjects.TRIGGERS, f"tape.{shard}.>")
+        self._held: dict[tuple[str, int], Delivery] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(limits.RUNS_PER_WORKER_MAX)
 
-    async def handle(self, message: NatsMessage) -> None:
-        """One delivery of one trigger. Acknowledged when all there is to do has been done, and only then."""
-        raw = message.raw_message
-        metadata = raw.metadata
-        trigger = Trigger(metadata.sequence.stream, metadata.num_delivered)
-        conversation, kind = subjects.split(raw.subject)
-        try:
-            if kind != "due":
-                peek(raw.data)
-        except Undecodable as error:
-            await self._bury(message, conversation, f"a trigger that is no event: {error}")
-            return
-        if trigger.delivery > limits.TRIGGER_DELIVERIES_MAX:
-            await self._bury(message, conversation, f"delivered {trigger.delivery - 1} times in vain")
-            return
-        held = (metadata.stream, trigger.seq)
-        async with _kept_alive(message):
-            try:
-                if held in self._held:  # our own acks did not get through: the first delivery is still at work
-                    acknowledge = await asyncio.shield(self._held[held])
-                else:
-                    acknowledge = await self._react(held, conversation, trigger, message)
-            except asyncio.CancelledError:
-                await raw.nak()  # this process is going: another worker continues at once
-                raise
-            except Unavailable as error:
-                log.warning("%s: %s; the trigger will come again", conversation, error)
-                return
-            except Exception:
-                log.exception("%s: a trigger could not be handled; it will come again", conversation)
-                await raw.nak(delay=1.0)
-                return
-        if acknowledge:
-            await message.ack()
+    async def stop(self) -> None:
+        """Hands over what is under way: other workers go on with it at once."""
+        await self.deliveries.stop_taking()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.deliveries.close()
 
-    async def _react(self, held: tuple[str, int], conversation: str, trigger: Trigger, message: NatsMessage) -> bool:
-        result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._held[held] = result
-        token = context.attach(telemetry.context(message.headers))
+    async def _take(self, delivery: Delivery) -> None:
+        """One delivery of one trigger. Returns when there is a slot to handle it in."""
+        held = (delivery.stream, delivery.seq)
+        if mine := self._held.get(held):
+            mine.renew(delivery)  # our word that we are at work did not get through
+            return
+        self._held[held] = delivery
         try:
-            with _tracer.start_as_current_span(
-                "react", kind=trace.SpanKind.CONSUMER, attributes={"gen_ai.conversation.id": conversation}
-            ):
-                acknowledge = await self.engine.react(conversation, trigger)
-            result.set_result(acknowledge)
-            return acknowledge
+            await self._slots.acquire()
+        except BaseException:  # cancelled while it waited for a slot, as a rule
+            delivery.leave()
+            raise
+        task = asyncio.create_task(self._handle(delivery))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """Acknowledges the trigger when all there is to do has been done, and only then."""
+        conversation, kind = subjects.split(delivery.subject)
+        try:
+            if why := _poison(delivery, kind):
+                await delivery.bury(self.engine.tape, "inference", why)
+                await self.engine.fail(conversation, delivery.seq, "poison", f"the run met {why}")
+                await delivery.drop()
+            elif await self._react(conversation, delivery):
+                await delivery.ack()
+        except asyncio.CancelledError:
+            await delivery.give_back()
+            raise
+        except Unavailable as error:
+            log.warning("%s: %s; the trigger will come again", conversation, error)
+        except Exception:
+            log.exception("%s: a trigger could not be handled; it will come again", conversation)
+            await delivery.give_back(limits.TRIGGER_AGAIN_S)
         finally:
-            context.detach(token)
-            del self._held[held]
-            if not result.done():
-                result.set_result(False)
+            delivery.leave()
+            del self._held[(delivery.stream, delivery.seq)]
+            self._slots.release()
 
-    async def _bury(self, message: NatsMessage, conversation: str, why: str) -> None:
-        """A trigger that can never be handled: into the dead letters, and its run ends with an error."""
-        raw = message.raw_message
-        log.error("%s: %s: dead letter", conversation, why)
-        headers = {
-            "Tapeline-Subject": raw.subject,
-            "Tapeline-Sequence": str(raw.metadata.sequence.stream),
-            "Tapeline-Reason": why.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " "),
-        }
-        await self.engine.tape.bury("inference", raw.data, headers)
-        await self.engine.fail(conversation, "poison", f"the run met {why}")
-        await raw.term()
+    async def _react(self, conversation: str, delivery: Delivery) -> bool:
+        context.attach(telemetry.context(delivery.headers))  # for this task only, so it need not be detached
+        attributes = {"gen_ai.conversation.id": conversation}
+        with _tracer.start_as_current_span("react", kind=trace.SpanKind.CONSUMER, attributes=attributes):
+            return await self.engine.react(conversation, Trigger(delivery.seq, delivery.number))
 
 
-@contextlib.asynccontextmanager
-async def _kept_alive(message: NatsMessage) -> AsyncIterator[None]:
-    """While open, the server is told that the trigger is being worked on, so that nobody else gets it."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(limits.IN_PROGRESS_S)
-            with contextlib.suppress(nats.errors.Error):  # NATS is away: redelivery is what we would want then
-                await message.in_progress()
-
-    task = asyncio.create_task(beat())
+def _poison(delivery: Delivery, kind: str) -> str:
+    """Why this trigger can never be handled; empty where it can."""
+    if delivery.number > limits.TRIGGER_DELIVERIES_MAX:
+        return f"a trigger that was delivered {delivery.number - 1} times in vain"
+    if kind == subjects.DUE:
+        return ""
     try:
-        yield
-    finally:
-        task.cancel()
+        peek(delivery.data)
+    except Undecodable as error:
+        return f"a trigger that is no event: {error}"
+    return ""
 
 
-async def _raw(message: NatsMessage) -> Any:
-    return message.body
-
-
-def subscribe(broker: NatsBroker, inference: Inference, shards: int) -> None:
-    """One pull subscriber per shard, on the consumer that provision made."""
-    for shard in range(shards):
-        subscriber = broker.subscriber(
-            f"tape.{shard}.>",
-            stream=JStream(subjects.stream(shard), declare=False),
-            durable=subjects.TRIGGERS,
-            pull_sub=PullSub(batch_size=1, timeout=5.0),
-            max_workers=limits.RUNS_PER_WORKER_MAX,
-            ack_policy=AckPolicy.MANUAL,
-            decoder=_raw,
-        )
-        subscriber(inference.handle)
-
-
-async def _watch(tape: Tape, delivery: Pulse) -> None:
+async def _watch(tape: Tape, deliveries: Deliveries) -> None:
     """Ends with `Refused` when what this service needs in NATS is no longer there: a consumer that somebody
     deleted, or one that cannot be reached, looks like one that has nothing to deliver."""
     while True:
         await asyncio.sleep(limits.DRIFT_CHECK_S)
-        await delivery.take()
+        await deliveries.check()
         try:
             await provision.verify(tape)
         except Unavailable:
@@ -164,22 +126,14 @@ async def main(settings: Settings) -> None:
         run_s=settings.number("TAPELINE_RUN_DEADLINE_S", int(limits.RUN_DEADLINE_S), least=1),
         steps=settings.number("TAPELINE_STEPS_MAX", limits.STEPS_MAX, least=1),
     )
-    inference = Inference(Engine(tape, Registry(tape), models, default_model, budget, worker))
-    broker = NatsBroker(
-        servers(settings.nats_url),
-        name="tapeline-inference-triggers",
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=1,
-        graceful_timeout=0.01,  # what is under way is handed to another worker, not waited for
-        logger=None,
-    )
-    subscribe(broker, inference, tape.deployment.shards)
+    engine = Engine(tape, Registry(tape), models, default_model, budget, worker)
+    inference = Inference(engine, settings.nats_url, tape.deployment.shards)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await broker.start()
+    await inference.deliveries.start()
     print(f"inference ready: {worker}, model {default_model}", flush=True)
-    watching = asyncio.create_task(_watch(tape, Pulse(await broker.connect())))
+    watching = asyncio.create_task(_watch(tape, inference.deliveries))
     stopping = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,7 +141,7 @@ async def main(settings: Settings) -> None:
             await watching  # what drifted, as the reason to end
     finally:
         watching.cancel()
-        await broker.stop()
+        await inference.stop()
         await models.aclose()
         await tape.close()
         telemetry.shutdown()

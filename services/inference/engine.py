@@ -57,9 +57,11 @@ class Engine:
             except Overtaken as overtaken:
                 log.info("%s: %s", conversation, overtaken)
 
-    async def fail(self, conversation: str, code: str, message: str) -> None:
-        """Ends the conversation's active run with an error: for a trigger that cannot be handled."""
+    async def fail(self, conversation: str, trigger: int, code: str, message: str) -> None:
+        """Ends the active run with an error, for a trigger that cannot be handled; not a run that began after it."""
         while run := (state := await load(self.tape, conversation)).active:
+            if run.message.event_id > trigger:
+                return
             try:
                 await self._end(conversation, state, End(run, "error", code, message))
                 return

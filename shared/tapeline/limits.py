@@ -49,11 +49,14 @@ PROVIDER_RETRY_S: Final = (0.5, 1.0, 2.0, 4.0)  # back-off before a further try 
 CALLS_PER_STEP_MAX: Final = 128
 
 # Triggers
+PULL_S: Final = 2.0  # how long one request for a delivery waits; also until they flow after NATS was away
+TAKE_CANCEL_S: Final = 0.5  # how long what was cancelled may take to say so
 ACK_WAIT_S: Final = 10.0  # a worker silent for this long is presumed dead
 IN_PROGRESS_S: Final = 3.0  # how often a busy worker says so
 TRIGGER_DELIVERIES_MAX: Final = 8  # then the trigger is poison: dead letter, and its run ends with `error`
 TRIGGERS_PENDING_MAX: Final = 10_000  # unacknowledged triggers per shard, over all workers
-RUNS_PER_WORKER_MAX: Final = 256  # per shard
+RUNS_PER_WORKER_MAX: Final = 256  # triggers that one process handles at a time
+TRIGGER_AGAIN_S: Final = 1.0  # after a failure of ours
 DRIFT_CHECK_S: Final = 5.0
 DRAIN_S: Final = 8.0
 WAKE_TTL_S: Final = 3_600  # how long a timer that fired stays in the stream
@@ -68,7 +71,6 @@ TOOL_ATTEMPTS_MAX: Final = 3  # workers an idempotent call may lose; then it end
 TOOL_DELIVERIES_MAX: Final = 20  # then the call is poison: dead letter, and its deadline ends it
 TOOL_PENDING_MAX: Final = 10_000  # calls with workers, per tool and shard
 TOOL_WORKERS_MAX: Final = 2_000  # waiting for calls, per tool and shard
-TOOL_PULL_S: Final = 2.0  # how long one request for a call waits; also until calls flow after NATS was away
 TOOL_CONSUMER_IDLE_S: Final = 7 * 24 * 3600.0  # a tool without workers for this long leaves nothing behind
 TOOL_RESULT_BYTES_MAX: Final = 512_000
 TOOL_RESULT_DEPTH_MAX: Final = 64  # nested arrays and objects

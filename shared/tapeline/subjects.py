@@ -16,6 +16,7 @@ MODEL: Final = "fact.model"
 TOOL: Final = "fact.tool"
 MODEL_DELTA: Final = "delta.model"
 TOOL_DELTA: Final = "delta.tool"
+DUE: Final = "due"  # not an event: a timer that fired
 FACTS: Final = "fact.>"
 ALL: Final = ">"
 
@@ -73,12 +74,12 @@ def due(shard: int, conversation: str) -> str:
 
 
 def split(subject: str) -> tuple[str, str]:
-    """`(conversation, kind)` of a subject on the tape, live or stored; kind `due` for a timer that fired."""
+    """`(conversation, kind)` of a subject on the tape, live or stored; kind `DUE` for a timer that fired."""
     parts = subject.removeprefix("live.").split(".", 3)
     if len(parts) == 4 and parts[0] == "tape":
         return parts[2], parts[3]
     if len(parts) == 4 and parts[0] == "wake" and parts[2] == "due":
-        return parts[3], "due"
+        return parts[3], DUE
     raise ValueError(f"not a subject of the tape: {subject}")
 
 

@@ -27,9 +27,7 @@ STAMP = re.compile(rb"(\d{10,}) ")
 
 @asynccontextmanager
 async def running(module: str, port: int, env: dict[str, str]) -> AsyncIterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, str(port)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, **spawn_options()
-    )
+    process = _start(module, port, env)
     try:
 
         def up() -> bool:
@@ -46,9 +44,15 @@ async def running(module: str, port: int, env: dict[str, str]) -> AsyncIterator[
         process.wait()
 
 
+def _start(module: str, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", module, str(port)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, **spawn_options())
+
+
 async def receive(client: httpx.AsyncClient, url: str, content: str) -> tuple[list[float], float]:
     """Milliseconds from sent to received of each chunk, and from the request to the first chunk."""
-    late_ms, started, first_ms, rest = [], time.monotonic_ns(), 0.0, b""
+    late_ms: list[float] = []
+    started, first_ms, rest = time.monotonic_ns(), 0.0, b""
     headers = {"Accept": "text/event-stream"}
     async with client.stream("POST", url, json={"content": content}, headers=headers) as response:
         response.raise_for_status()

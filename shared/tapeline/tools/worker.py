@@ -1,8 +1,7 @@
 """The worker: takes calls of its tools from every shard, runs them, and writes what came of them to the tape.
 
-FastStream delivers; it declares nothing, decodes nothing and acknowledges nothing by itself (its defaults rewrite
-streams and lose messages). Everything that is written goes through `append`, under the conversation's fence: a
-claim before the tool runs, progress while it does, and one result. Nothing that matters lives in this process.
+Everything that is written goes through `append`, under the conversation's fence: a claim before the tool runs,
+progress while it does, and one result. Nothing that matters lives in this process.
 """
 
 import asyncio
@@ -16,27 +15,25 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
-import nats.errors
-from faststream import AckPolicy
-from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from opentelemetry import metrics, trace
 from opentelemetry.context import attach
 
 from tapeline import events, limits, settings, subjects, telemetry
 from tapeline.append import Chain, Overtaken
+from tapeline.clock import now_ms
+from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import Done, Error, Stop, ToolCall, ToolProgress, ToolResult, ToolStarted
 from tapeline.fold import fold
 from tapeline.follow import follow
 from tapeline.registry import Registry
 from tapeline.settings import ConfigError, Settings
-from tapeline.tape import Pulse, Record, Tape, Unavailable, servers
+from tapeline.tape import Record, Tape, Unavailable
 
 from . import consumer
 from .context import Context
 from .decision import Nothing, Run, Settle, decide
 from .definition import AnyTool
 from .execution import Result, run
-from .lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -112,45 +109,20 @@ class Worker:
         self.id = f"{pool or 'tools'}-{secrets.token_hex(4)}"
         self.registry = Registry(tape, self.id)
         self._slots = {name: asyncio.Semaphore(limits.TOOL_CALLS_PER_WORKER) for name in self.tools}
-        self._leases: dict[str, Lease] = {}  # by call: those that wait for a slot, and those that run
+        self._held: dict[str, Delivery] = {}  # by call: those that wait for a slot, and those that run
         self._calls: set[asyncio.Task[None]] = set()
         self._draining = False
         self._cut = asyncio.Event()
-        quiet = logging.getLogger(f"{__name__}.faststream")
-        quiet.setLevel(logging.ERROR)  # that a connection comes and goes, the tape's own says
-        self._broker = NatsBroker(
-            servers(nats_url),
-            name="tapeline-tools-delivery",
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=1,
-            graceful_timeout=limits.TOOL_CANCEL_S,  # `stop` has waited already
-            logger=quiet,
-            apply_types=False,
-        )
-        self._subscribers = [
-            self._broker.subscriber(
-                subjects.chain(shard, "*", subjects.call(tool)),
-                stream=JStream(subjects.stream(shard), declare=False),
-                durable=subjects.tool_consumer(tool),
-                pull_sub=PullSub(batch_size=1, timeout=limits.TOOL_PULL_S),
-                max_workers=1,  # `_take` returns when the call has a slot; until then no further one is fetched
-                ack_policy=AckPolicy.MANUAL,
-                no_reply=True,
-                decoder=_untouched,
-            )
-            for tool in self.tools
-            for shard in range(tape.deployment.shards)
-        ]
+        self._deliveries = Deliveries(nats_url, "tapeline-tools-delivery", self._take)
+        for tool in self.tools:
+            for shard in range(tape.deployment.shards):
+                subject = subjects.chain(shard, "*", subjects.call(tool))
+                self._deliveries.bind(subjects.stream(shard), subjects.tool_consumer(tool), subject)
 
     async def start(self) -> None:
         """Takes calls, and then offers its tools. Raises `Refused`, `Unavailable`."""
         await self._ensure_consumers()
-        for subscriber in self._subscribers:
-            subscriber(self._take)
-        try:
-            await self._broker.start()
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(f"cannot take calls: {str(error) or type(error).__name__}") from error
+        await self._deliveries.start()
         await self._announce()
         self.upkeep = asyncio.create_task(self._keep_up())
 
@@ -160,10 +132,7 @@ class Worker:
         """
         self._draining = True
         self.upkeep.cancel()
-        for subscriber in self._subscribers:
-            if subscriber.subscription is not None:
-                with contextlib.suppress(nats.errors.Error):  # the connection is gone, and so are the calls
-                    await subscriber.subscription.unsubscribe()
+        await self._deliveries.stop_taking()
         for slot in self._slots.values():
             slot.release()  # whoever waits for one gives its call back, and the slot to the next
         try:
@@ -173,11 +142,7 @@ class Worker:
         await self._calls_end(limits.DRAIN_S)
         self._cut.set()
         await self._calls_end(limits.APPEND_TIMEOUT_S)
-        for subscriber in self._subscribers:
-            subscriber.running = False
-            subscriber.subscription = None  # FastStream would unsubscribe it once more, which raises
-        with contextlib.suppress(nats.errors.Error, OSError):  # there is no connection left to close in order
-            await self._broker.stop()
+        await self._deliveries.close()
 
     async def _calls_end(self, within_s: float) -> None:
         if self._calls:
@@ -186,10 +151,9 @@ class Worker:
     # What keeps the worker in business
 
     async def _keep_up(self) -> None:
-        delivery = Pulse(await self._broker.connect())
         while True:
             await asyncio.sleep(limits.REGISTRY_REFRESH_S)
-            await delivery.take()
+            await self._deliveries.check()
             try:
                 await self._announce()
                 if made := await self._ensure_consumers():
@@ -210,77 +174,68 @@ class Worker:
 
     # Deliveries
 
-    async def _take(self, message: NatsMessage) -> None:
+    async def _take(self, delivery: Delivery) -> None:
         """One delivery. Returns when its call has a slot to run in."""
-        lease = Lease(message)
-        raw = message.raw_message
-        conversation, kind = subjects.split(raw.subject)
+        conversation, kind = subjects.split(delivery.subject)
         try:
-            call = _call(raw.data, kind)
-            if lease.delivery > limits.TOOL_DELIVERIES_MAX:
-                raise _Poison(f"delivered {lease.delivery - 1} times in vain")
-            if mine := self._leases.get(call.call):
-                mine.renew(message)  # our word that we are at work did not get through
-                lease.leave()
-                return
-            self._leases[call.call] = lease
-            await self._slots[call.tool].acquire()
+            call = _call(delivery.data, kind)
+            if delivery.number > limits.TOOL_DELIVERIES_MAX:
+                raise _Poison(f"delivered {delivery.number - 1} times in vain")
         except _Poison as poison:
-            await self._bury(message, lease, str(poison))
+            await self._bury(delivery, str(poison))
             return
+        if mine := self._held.get(call.call):
+            mine.renew(delivery)  # our word that we are at work did not get through
+            return
+        self._held[call.call] = delivery
+        try:
+            await self._slots[call.tool].acquire()
         except BaseException:  # cancelled while it waited for a slot, as a rule
-            lease.leave()
+            delivery.leave()
             raise
-        task = asyncio.create_task(self._handle(conversation, call, lease, message.headers))
+        task = asyncio.create_task(self._handle(conversation, call, delivery))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    async def _bury(self, message: NatsMessage, lease: Lease, why: str) -> None:
-        raw = message.raw_message
-        log.error("%s at %d: %s: dead letter", raw.subject, lease.seq, why)
-        headers = {
-            "Tapeline-Subject": raw.subject,
-            "Tapeline-Sequence": str(lease.seq),
-            "Tapeline-Reason": " ".join(why.encode("ascii", "replace").decode().split()),
-        }
+    async def _bury(self, delivery: Delivery, why: str) -> None:
         try:
-            await self.tape.bury("tools", raw.data, headers)
+            await delivery.bury(self.tape, "tools", why)
         except Unavailable as error:
             log.warning("no dead letter yet, it will be delivered again: %s", error)
-            lease.leave()
+            delivery.leave()
         else:
-            await lease.drop()
+            await delivery.drop()
 
-    async def _handle(self, conversation: str, call: ToolCall, lease: Lease, headers: dict[str, str]) -> None:
-        attach(telemetry.context(headers))  # for this task only, so it need not be detached
+    async def _handle(self, conversation: str, call: ToolCall, delivery: Delivery) -> None:
+        attach(telemetry.context(delivery.headers))  # for this task only, so it need not be detached
         try:
             if self._draining:
-                await lease.give_back()
+                await delivery.give_back()
             else:
-                await self._process(conversation, call, lease)
+                await self._process(conversation, call, delivery)
         except Unavailable as error:
             log.warning("call %s: %s; it will be delivered again", call.call, error)
         except Exception:
             log.exception("call %s could not be handled; it will be delivered again", call.call)
         finally:
-            lease.leave()
-            del self._leases[call.call]
+            delivery.leave()
+            del self._held[call.call]
             self._slots[call.tool].release()
 
     # One call
 
-    async def _process(self, conversation: str, call: ToolCall, lease: Lease) -> None:
+    async def _process(self, conversation: str, call: ToolCall, delivery: Delivery) -> None:
         """Decides, acts, and decides again where another writer came first, until there is nothing left to do."""
         tool = self.tools[call.tool]
         while True:
-            pages = self.tape.pages(conversation, kind=subjects.FACTS, until=lease.seq)
+            pages = self.tape.pages(conversation, kind=subjects.FACTS, until=delivery.seq)
             facts = [record async for page in pages for record in page]
-            if not facts or facts[-1].seq < lease.seq:
-                await lease.ack()  # the conversation was purged
+            if not facts or facts[-1].seq < delivery.seq:
+                await delivery.ack()  # the conversation was purged
                 return
             # The fence is the last fact, not the last event: what came after it, the chain reads before it appends.
-            chain = Chain(self.tape, conversation, facts[-1].seq, ends=_ends(call))
-            action = decide(fold(facts), call, lease.delivery, now_ms(), idempotent=tool.idempotent)
+            chain = Chain(self.tape, conversation, facts[-1].seq, ends=_ends_work(call))
+            action = decide(fold(facts), call, delivery.number, now_ms(), idempotent=tool.idempotent)
             try:
                 match action:
                     case Nothing(over=False):
@@ -289,16 +244,16 @@ class Worker:
                         pass
                     case Settle(outcome, message):
                         await self._conclude(chain, call, Result(outcome, message=message), 0)
-                    case Run() if not await self._run(tool, chain, call, action, lease):
-                        await lease.give_back()
+                    case Run() if not await self._run(tool, chain, call, action, delivery):
+                        await delivery.give_back()
                         return
             except Overtaken as overtaken:
                 log.info("call %s: %s", call.call, overtaken)
             else:
-                await lease.ack()
+                await delivery.ack()
                 return
 
-    async def _run(self, tool: AnyTool, chain: Chain, call: ToolCall, action: Run, lease: Lease) -> bool:
+    async def _run(self, tool: AnyTool, chain: Chain, call: ToolCall, action: Run, delivery: Delivery) -> bool:
         """Claims the call, runs the tool and writes the result. False: it was cut, and another worker may run it."""
         decided_on = chain.last
         claim = ToolStarted(
@@ -308,10 +263,10 @@ class Worker:
             tool=call.tool,
             worker=self.id,
             attempt=action.attempt,
-            delivery=lease.delivery,
+            delivery=delivery.number,
         )
         await chain.append(subjects.TOOL, claim, telemetry.carrier())
-        _queued.record(max(0.0, time.time() - lease.called_at.timestamp()), {"gen_ai.tool.name": tool.name})
+        _queued.record(max(0.0, time.time() - delivery.stored_at.timestamp()), {"gen_ai.tool.name": tool.name})
         attributes = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": tool.name,
@@ -365,6 +320,8 @@ class Worker:
                     log.error("call %s: a helper failed", call.call, exc_info=outcome)
 
     async def _conclude(self, chain: Chain, call: ToolCall, result: Result, duration_ms: int) -> None:
+        # Not the chain's own end: a result may come after its run's, for the audit.
+        chain = Chain(self.tape, chain.conversation, chain.last, ends=_ends(call, mine=self.id))
         event = ToolResult(
             run=call.run,
             ts=now_ms(),
@@ -469,18 +426,14 @@ def _ends(call: ToolCall, mine: str = "") -> Callable[[Record], bool]:
     return ends
 
 
+def _ends_work(call: ToolCall) -> Callable[[Record], bool]:
+    """Whether an event ends a worker's right to begin this call, or to say how far it is."""
+    ends = _ends(call)
+    return lambda record: ends(record) or _ends_run(record, call)
+
+
 def _ends_run(record: Record, call: ToolCall) -> bool:
     if not record.is_fact:
         return False
     event = record.event()
     return isinstance(event, Stop | Done | Error) and event.run == call.run
-
-
-async def _untouched(message: NatsMessage) -> NatsMessage:
-    """FastStream's decoder: the handler is given the message as it is."""
-    return message
-
-
-def now_ms() -> int:
-    """The worker's clock."""
-    return time.time_ns() // 1_000_000
