@@ -5,6 +5,7 @@ A setting that is missing or wrong, or a part that cannot be reached, is one cle
 """
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
@@ -63,9 +64,19 @@ def run(service: str, main: Callable[[Settings], Awaitable[None]]) -> None:
         await main(Settings(os.environ))
 
     try:
-        asyncio.run(started())
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(started())
     except (ConfigError, Refused, Unavailable) as error:
         print(f"{service}: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: every token costs several turns of the loop. Else Python's own."""
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
