@@ -138,6 +138,22 @@ async def test_an_event_too_large_is_refused_with_its_size_and_nothing_is_stored
     assert await tape.last(CONVERSATION) == 0
 
 
+async def test_an_append_that_is_cancelled_as_its_answer_comes_is_cancelled(tape: Tape) -> None:
+    chance, met = random.Random(7), 0
+    for _ in range(400):
+        chain = Chain(tape, CONVERSATION, await tape.last(CONVERSATION))
+        append = asyncio.create_task(chain.append(subjects.MODEL_DELTA, token("x")))
+        give_up = time.perf_counter() + chance.uniform(0, 0.0015)
+        while time.perf_counter() < give_up and not append.done():
+            await asyncio.sleep(0)
+        if append.cancel():
+            met += 1
+            async with asyncio.timeout(5):
+                await asyncio.gather(append, return_exceptions=True)
+            assert append.cancelled(), "who cancels it, and waits for it to end, would wait for ever"
+    assert met > 20
+
+
 # Batches
 
 

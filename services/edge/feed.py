@@ -85,14 +85,16 @@ class Feed:
                 raise Unavailable(str(self._error)) from self._error
             if after < self._base:
                 _catch_ups.add(1)
-                until = self._base
-                kind = subjects.FACTS if facts_only else subjects.ALL
-                pages = self._tape.pages(self._conversation, after, kind, None if facts_only else until)
+                base = until = self._base
+                kind = subjects.ALL
+                if facts_only:
+                    kind, until = subjects.FACTS, await self._tape.newest_fact(self._conversation, base)
+                pages = self._tape.pages(self._conversation, after, kind, until)
                 async with contextlib.aclosing(pages):
                     async for page in pages:
                         after = page[-1].seq
                         yield [frame(record) for record in page]
-                after = max(after, until)
+                after = max(after, base)
                 continue
             stirred = self._stirred
             if fresh := self._after(after, facts_only=facts_only):

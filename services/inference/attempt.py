@@ -128,7 +128,8 @@ class Attempt:
         """What the lost attempt had said, where the model can go on from there; None to begin again."""
         if not self.models.continues(self.model):
             return None
-        said = [record.event() for record in await self.tape.read(self.conversation, over.event_id)]
+        deltas = await self.tape.read(self.conversation, over.event_id, until=self.state.last_event_id)
+        said = [record.event() for record in deltas]
         if any(isinstance(event, events.ToolInput) for event in said):
             return None  # half a call cannot be continued
         kept = spoken(said, self.claim.run.run, over)

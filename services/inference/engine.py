@@ -125,7 +125,7 @@ class Engine:
         run, step = end.run, end.run.step
         said = None
         if step is not None and step.finish is None:
-            deltas = await self.tape.read(conversation, step.event_id)
+            deltas = await self.tape.read(conversation, step.event_id, until=state.last_event_id)
             said = spoken((record.event() for record in deltas), run.run, step)
         entries = ended(end, said, now_ms())
         await self._commit(conversation, state, entries)

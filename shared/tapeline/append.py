@@ -59,7 +59,9 @@ class Chain:
             started = clock()
             give_up = started + limits.APPEND_PATIENCE_S
             conflicts = 0
-            unsure = False  # whether an earlier try may have been stored
+            # Whether an earlier try may have been stored. Of two servers that both lead, as they think for a moment,
+            # one may have stored what the other refuses.
+            unsure = self.tape.deployment.replicas > 1
             while True:
                 try:
                     sequences = await self.tape.append_batch(self.conversation, batch, self.last)
@@ -88,7 +90,10 @@ class Chain:
     async def _catch_up(self, batch: Sequence[Entry], true_last: int) -> list[int]:
         """Reads what came after `last`. The sequences of our own `batch` where it is there already, else none."""
         if true_last != -1 and true_last < self.last:
-            raise Overtaken(None)  # the log is shorter than what we saw: purged
+            await self.tape.confirm(self.conversation)
+            true_last = await self.tape.last(self.conversation)
+            if true_last < self.last:
+                raise Overtaken(None)  # the log is shorter than what we saw: purged
         between = await self.tape.read(self.conversation, self.last, until=None if true_last == -1 else true_last)
         if batch and between and between[0].prev == self.last and between[0].data == batch[0].data:
             return [record.seq for record in between[: len(batch)]]

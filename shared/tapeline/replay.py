@@ -16,7 +16,8 @@ async def load(tape: Tape, conversation: str) -> State:
     Raises `Unavailable`.
     """
     last = await tape.last(conversation)
-    state = fold(await tape.read(conversation, kind=subjects.FACTS))
+    newest = await tape.newest_fact(conversation, last)
+    state = fold(await tape.read(conversation, kind=subjects.FACTS, until=newest))
     state.last_event_id = max(last, state.last_event_id)
     return state
 

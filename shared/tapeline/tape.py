@@ -138,37 +138,42 @@ _json = msgspec.json.Encoder().encode
 
 
 class Pulse:
-    """Whether leaders answer on a connection; one where none has for `MOVE_AFTER_S` moves to another server.
-
-    A server that is cut off from its cluster goes on taking connections, and nothing comes of what is asked there.
+    """Whether leaders answer on a connection. It moves to another server where one has not for `MOVE_AFTER_S` because
+    the server is cut off from its cluster: such a server goes on taking connections, and nothing comes of what is asked
+    there.
     """
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._silent_since: float | None = None
+        self._silent_since: dict[str, float] = {}
+        self._look_at = 0.0
 
-    def felt(self) -> None:
-        """A leader has answered."""
-        self._silent_since = None
+    def felt(self, whom: str) -> None:
+        """It was asked, and has answered."""
+        self._silent_since.pop(whom, None)
 
-    async def missed(self) -> None:
-        """One was asked, and has not answered."""
+    async def missed(self, whom: str) -> None:
+        """It was asked, and has not answered."""
         now = asyncio.get_running_loop().time()
-        if self._silent_since is None:
-            self._silent_since = now
-        elif now - self._silent_since > limits.MOVE_AFTER_S and self._nc.is_connected and len(self._nc.servers) > 1:
-            log.warning("nats: no answer from JetStream for %.0f s; trying another server", now - self._silent_since)
-            self._silent_since = None
+        silent_s = now - self._silent_since.setdefault(whom, now)
+        if silent_s < limits.MOVE_AFTER_S or now < self._look_at or len(self._nc.servers) == 1:
+            return
+        self._look_at = now + limits.MOVE_AGAIN_S
+        try:
+            await api(self._nc, "INFO")  # it is a leader that answers this, so the server is in touch with its cluster
+        except Unavailable:
+            log.warning("nats: no answer from %s for %.0f s; trying another server", whom, silent_s)
             await self._nc.force_reconnect()
 
     async def take(self) -> None:
         """Asks, for a connection on which nothing else is asked that would show."""
+        whom = "JetStream"
         try:
             await api(self._nc, "INFO")
         except Unavailable:
-            await self.missed()
+            await self.missed(whom)
         else:
-            self.felt()
+            self.felt(whom)
 
 
 Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
@@ -188,8 +193,18 @@ class Tape:
         """Connects, and learns how the deployment was provisioned. Raises `Unavailable`, `Refused`."""
         doubts: Doubts = set()
         nc = await connect(url, name, doubts)
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + limits.READ_PATIENCE_S
+        pulse = Pulse(nc)
         try:
-            return cls(nc, await find(nc), doubts)
+            while True:
+                try:
+                    return cls(nc, await find(nc), doubts)
+                except Unavailable:
+                    if len(nc.servers) == 1 or clock() > give_up:
+                        raise
+                    await pulse.missed("JetStream")  # it elects its leaders, or this server is cut off
+                    await asyncio.sleep(limits.READ_RETRY_S)
         except BaseException:
             await nc.close()
             raise
@@ -258,18 +273,17 @@ class Tape:
             raise Unavailable(str(error)) from error
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str], *, staged: bool = False) -> int:
+        whom = ".".join(subject.split(".", 2)[:2])  # as many as there are streams
         try:
-            reply = await self.nc.request(subject, data, timeout=limits.APPEND_TIMEOUT_S, headers=headers)
+            reply = await _reply(self.nc, subject, data, limits.APPEND_TIMEOUT_S, headers)
         except nats.errors.MaxPayloadError as error:
             raise Refused(f"{len(data)} bytes are more than a message may have") from error
         except (nats.errors.Error, TimeoutError) as error:
-            await self._pulse.missed()
+            await self._pulse.missed(whom)
             raise Unavailable(f"no answer to an append: {_reason(error)}") from error
-        self._pulse.felt()
-        if staged and not reply.data:
-            return 0
-        ack = _ack.decode(reply.data)
+        ack = _Ack() if staged and not reply.data else _ack.decode(reply.data)
         if ack.error is None:
+            self._pulse.felt(whom)
             return ack.seq
         if ack.error.err_code in STALE_CODES:
             number = ack.error.description.rpartition(" ")[2]
@@ -290,10 +304,10 @@ class Tape:
             found = _found.decode(reply.data)
             if found.message is None and (found.error is None or found.error.err_code != NO_MESSAGE):
                 raise Unavailable(found.error.description if found.error else "no message")
-            self._pulse.felt()
+            self._pulse.felt(stream)
             return found.message.seq if found.message else 0
 
-        return await self._patiently(once)
+        return await self._patiently(stream, once)
 
     async def confirm(self, conversation: str) -> None:
         """Returns when the conversation's leader is one that most replicas follow, so that what it says is not there
@@ -312,7 +326,7 @@ class Tape:
                 raise Unavailable(f"the leader of {stream} is cut off from its replicas")
 
         if self.deployment.replicas > 1:
-            await self._patiently(once)
+            await self._patiently(stream, once)
 
     def pages(
         self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
@@ -340,18 +354,36 @@ class Tape:
                 if page:
                     after = page[-1].seq
                     yield page
-            if after >= until:
+            if not await self._lags(stream, subject, after, until):
                 return
-            await self._confirm(stream)
-            if await self._last(stream, subject) < until:  # purged since
-                return
-            await asyncio.sleep(limits.READ_RETRY_S)
+
+    async def _lags(self, stream: str, subject: str, has: int, until: int) -> bool:
+        """Whether it takes a replica that is up to date to read on from `has` to `until`, after a moment's wait."""
+        if has >= until:
+            return False
+        await self._confirm(stream)
+        if await self._last(stream, subject) < until:
+            return False  # purged since
+        await asyncio.sleep(limits.READ_RETRY_S)
+        return True
 
     async def read(
         self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
     ) -> list[Record]:
         """All pages in one list: for what is known to be small, such as facts."""
         return [record async for page in self.pages(conversation, after, kind, until) for record in page]
+
+    async def newest_fact(self, conversation: str, known: int) -> int:
+        """The conversation's newest fact, as a replica has it that has event `known`; 0 where there is one replica
+        only, which can be asked for all facts at once.
+        """
+        if self.deployment.replicas == 1:
+            return 0
+        stream = self._stream(conversation)
+        while True:
+            newest, _ = await self._page(stream, {"multi_last": [self.subject(conversation)]})  # of each subject
+            if not await self._lags(stream, self.subject(conversation), newest[-1].seq if newest else 0, known):
+                return max((record.seq for record in newest if record.is_fact), default=0)
 
     async def first(self, conversation: str) -> Record | None:
         """The conversation's first event that is kept."""
@@ -397,16 +429,16 @@ class Tape:
                 raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
             return page, status.get("Nats-Num-Pending", "0") != "0"
 
-        return await self._patiently(once)
+        return await self._patiently(stream, once)
 
-    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, stream: str, once: Callable[[], Awaitable[T]]) -> T:
         """Reads change nothing, so they are tried again while NATS is away, up to a limit."""
         give_up = asyncio.get_running_loop().time() + limits.READ_PATIENCE_S
         while True:
             try:
                 return await once()
             except (Unavailable, nats.errors.Error, TimeoutError) as error:
-                await self._pulse.missed()
+                await self._pulse.missed(stream)
                 if asyncio.get_running_loop().time() > give_up:
                     raise Unavailable(f"a read was not answered: {_reason(error)}") from error
                 await asyncio.sleep(limits.READ_RETRY_S)
@@ -551,9 +583,18 @@ def _failure(error: _ApiError, words: str) -> Unavailable | Refused:
     return Unavailable(words) if passing else Refused(words)
 
 
+async def _reply(
+    nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None
+) -> Msg:
+    # Not nats-py's own timeout: that is `wait_for`, which in Python 3.11 can swallow a cancellation when the reply
+    # comes at the same moment, and then whoever cancelled waits for ever.
+    async with asyncio.timeout(timeout_s):
+        return await nc.request(subject, body, timeout=None, headers=headers)  # type: ignore[arg-type]
+
+
 async def _request(nc: Client, subject: str, body: bytes) -> Msg:
     try:
-        return await nc.request(subject, body, timeout=limits.READ_TIMEOUT_S)
+        return await _reply(nc, subject, body, limits.READ_TIMEOUT_S)
     except (nats.errors.Error, TimeoutError) as error:
         raise Unavailable(f"no answer from JetStream: {_reason(error)}") from error
 
