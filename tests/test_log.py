@@ -380,6 +380,12 @@ async def test_the_number_of_shards_can_never_change(tape: Tape) -> None:
 async def test_a_server_that_is_not_there_or_not_provisioned_is_one_clear_error(nats_url: str) -> None:
     with pytest.raises(Refused, match=r"services\.provision"):
         await Tape.open(nats_url, "test")
-    with pytest.raises(Unavailable, match=r"cannot reach NATS at nats://127\.0\.0\.1:1") as error:
-        await Tape.open("nats://user:secret@127.0.0.1:1", "test")
+    with pytest.raises(Unavailable, match=r"cannot reach NATS at nats://127\.0\.0\.1:1, nats://localhost:2:") as error:
+        await Tape.open("nats://user:secret@127.0.0.1:1, nats://other:secret@localhost:2", "test")
     assert "secret" not in str(error.value)
+
+
+async def test_of_several_servers_one_that_is_there_is_enough(tape: Tape, nats_url: str) -> None:
+    other = await Tape.open(f"nats://127.0.0.1:1,{nats_url}", "test")
+    assert other.deployment == tape.deployment
+    await other.close()

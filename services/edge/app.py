@@ -78,7 +78,10 @@ class Edge:
         key = body.idempotency_key(request)
         new = await body.read(request, body.NewMessage)
         with _tracer.start_as_current_span(
-            "post message", kind=trace.SpanKind.SERVER, attributes={"gen_ai.conversation.id": conversation}
+            "post message",
+            context=telemetry.context(request.headers),
+            kind=trace.SpanKind.SERVER,
+            attributes={"gen_ai.conversation.id": conversation},
         ) as span:
             posted = await self.conversations.post(user, conversation, new, key)
             span.set_attribute("tapeline.run", posted.run)

@@ -15,6 +15,8 @@ from typing import Any
 import nats.errors
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
+from nats.aio.msg import Msg
+from nats.js.errors import ServiceUnavailableError
 
 from . import limits
 from .tape import Pulse, Tape, Unavailable, servers
@@ -154,6 +156,8 @@ class Deliveries:
         try:
             await self._broker.start()
             self._pulse = Pulse(await self._broker.connect())
+            for subscriber in self._subscribers:
+                subscriber.subscription.fetch = _paced(subscriber.subscription.fetch)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable(f"cannot take deliveries: {str(error) or type(error).__name__}") from error
 
@@ -186,6 +190,22 @@ async def _said(word: Coroutine[Any, Any, None]) -> None:
         await word
     except nats.errors.Error as error:
         log.warning("a delivery could not be answered: %s", str(error) or type(error).__name__)
+
+
+Fetch = Callable[..., Awaitable[list[Msg]]]
+
+
+def _paced(fetch: Fetch) -> Fetch:
+    """FastStream asks again at once where a consumer has no leader, as fast as the processor goes."""
+
+    async def paced(*args: Any, **more: Any) -> list[Msg]:
+        try:
+            return await fetch(*args, **more)
+        except ServiceUnavailableError:
+            await asyncio.sleep(limits.PULL_RETRY_S)
+            raise
+
+    return paced
 
 
 async def _untouched(message: NatsMessage) -> NatsMessage:

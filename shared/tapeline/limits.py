@@ -51,6 +51,7 @@ CALLS_PER_STEP_MAX: Final = 128
 
 # Triggers
 PULL_S: Final = 2.0  # how long one request for a delivery waits; also until they flow after NATS was away
+PULL_RETRY_S: Final = 0.1  # between requests while a consumer has no leader
 TAKE_CANCEL_S: Final = 0.5  # how long what was cancelled may take to say so
 ACK_WAIT_S: Final = 10.0  # a worker silent for this long is presumed dead
 IN_PROGRESS_S: Final = 3.0  # how often a busy worker says so

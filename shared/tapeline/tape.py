@@ -583,9 +583,7 @@ def _failure(error: _ApiError, words: str) -> Unavailable | Refused:
     return Unavailable(words) if passing else Refused(words)
 
 
-async def _reply(
-    nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None
-) -> Msg:
+async def _reply(nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
     # Not nats-py's own timeout: that is `wait_for`, which in Python 3.11 can swallow a cancellation when the reply
     # comes at the same moment, and then whoever cancelled waits for ever.
     async with asyncio.timeout(timeout_s):
