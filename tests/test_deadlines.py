@@ -106,11 +106,6 @@ async def log_of_started(stack: Stack, conversation: str) -> list[Message]:
 
 
 async def test_a_provider_that_stalls_without_closing_is_left_at_the_deadline(hasty: Stack, user: Client) -> None:
-    async def stall(_: object, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + sse(CHUNK))
-        await writer.drain()
-        await asyncio.Event().wait()
-
     async with RawServer(stall) as provider:
         hasty.start_inference(
             {
@@ -129,6 +124,13 @@ async def test_a_provider_that_stalls_without_closing_is_left_at_the_deadline(ha
             await provider.hung_up.wait()
 
 
+async def stall(_: object, writer: asyncio.StreamWriter) -> None:
+    """Begins an answer and says no more."""
+    writer.write(STREAM_HEAD + sse(CHUNK))
+    await writer.drain()
+    await asyncio.Event().wait()
+
+
 CHUNK = {
     "id": "c",
     "object": "chat.completion.chunk",
@@ -139,11 +141,6 @@ CHUNK = {
 
 
 async def test_a_stop_closes_the_providers_connection_within_100_ms(hasty: Stack, user: Client) -> None:
-    async def stall(_: object, writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + sse(CHUNK))
-        await writer.drain()
-        await asyncio.Event().wait()
-
     async with RawServer(stall) as provider:
         settings = {"TAPELINE_MODEL": "openai:x", "OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "test"}
         hasty.start_inference(settings)

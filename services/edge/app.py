@@ -97,15 +97,13 @@ class Edge:
         after, view, run = body.cursor(request), body.view(request), request.query_params.get("run")
         state = await self.conversations.owned(user, conversation)
         if after > state.last_event_id:
-            await self.tape.confirm(conversation)
-            if after > await self.tape.last(conversation):
-                raise Problem(
-                    410,
-                    "cursor_ahead",
-                    "This cursor is newer than the log. Load the snapshot and follow after its `last_event_id`.",
-                    earliest=0,
-                    snapshot=f"/v1/conversations/{conversation}",
-                )
+            raise Problem(
+                410,
+                "cursor_ahead",
+                "This cursor is newer than the log. Load the snapshot and follow after its `last_event_id`.",
+                earliest=0,
+                snapshot=f"/v1/conversations/{conversation}",
+            )
         reading = Reading(conversation, after, run, view == "compact", resumed="last-event-id" in request.headers)
         ended = run_in(state, run).ended_event_id if run is not None else None
         if "application/x-ndjson" in request.headers.get("accept", ""):

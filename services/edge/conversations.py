@@ -4,7 +4,7 @@ two edges that are asked at the same instant agree.
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,11 @@ class Conversations:
 
     async def owned(self, user: str, conversation: str) -> State:
         """The conversation's state from its facts, if it is the user's."""
-        return await self._of(user, conversation, load)
+        return _of(user, await load(self._tape, conversation))
 
     async def shown(self, user: str, conversation: str) -> dict[str, Any]:
         """What a reader loads before it follows after `last_event_id`."""
-        state = await self._of(user, conversation, snapshot)
+        state = _of(user, await snapshot(self._tape, conversation))
         about = state.about
         assert about is not None
         return {
@@ -118,15 +118,6 @@ class Conversations:
                 continue
             return
 
-    async def _of(self, user: str, conversation: str, read: Callable[[Tape, str], Awaitable[State]]) -> State:
-        state = await read(self._tape, conversation)
-        if state.about is None and self._tape.deployment.replicas > 1:
-            await self._tape.confirm(conversation)
-            state = await read(self._tape, conversation)
-        if state.about is None or state.about.owner != user:
-            raise not_found()
-        return state
-
     async def _append(self, conversation: str, after: int, entries: Sequence[events.Event]) -> int:
         """Appends right after what was decided on, but for deltas, which change no decision of the edge."""
         chain = Chain(self._tape, conversation, after, lambda record: record.is_fact)
@@ -140,6 +131,12 @@ def run_in(state: State, run: str) -> RunState:
     if found is None:
         raise Problem(404, "unknown_run", "There is no such run in this conversation.")
     return found
+
+
+def _of(user: str, state: State) -> State:
+    if state.about is None or state.about.owner != user:
+        raise not_found()
+    return state
 
 
 def _run_id(user: str, conversation: str, key: str | None) -> str:

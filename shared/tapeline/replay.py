@@ -15,6 +15,7 @@ async def load(tape: Tape, conversation: str) -> State:
     `last_event_id` is the log's last sequence, which a writer may put its fence on: no fact before it is missing.
     Raises `Unavailable`.
     """
+    await tape.confirm(conversation)
     last = await tape.last(conversation)
     newest = await tape.newest_fact(conversation, last)
     state = fold(await tape.read(conversation, kind=subjects.FACTS, until=newest))

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
@@ -310,10 +310,8 @@ class Tape:
         return await self._patiently(stream, once)
 
     async def confirm(self, conversation: str) -> None:
-        """Returns when the conversation's leader is one that most replicas follow, so that what it says is not there
-        is not. A leader that was cut off from them does not know of its successor, for ten seconds or so.
-
-        Raises `Unavailable`.
+        """Returns when the conversation's leader is one that most replicas follow, so that what it says now is so. A
+        leader that was cut off from them does not know of its successor, for ten seconds or so. Raises `Unavailable`.
         """
         await self._confirm(self._stream(conversation))
 
@@ -339,8 +337,10 @@ class Tape:
         return self._pages(self._stream(conversation), self.subject(conversation, kind), after, until)
 
     async def _pages(self, stream: str, subject: str, after: int, until: int | None) -> AsyncGenerator[list[Record]]:
-        if until is None:
-            until = await self._last(stream, subject) if self.deployment.replicas > 1 else 0
+        if until is None and self.deployment.replicas > 1:
+            await self._confirm(stream)
+            until = await self._last(stream, subject)
+        until = until or 0
         while True:
             more = True
             while more:
@@ -384,13 +384,6 @@ class Tape:
             newest, _ = await self._page(stream, {"multi_last": [self.subject(conversation)]})  # of each subject
             if not await self._lags(stream, self.subject(conversation), newest[-1].seq if newest else 0, known):
                 return max((record.seq for record in newest if record.is_fact), default=0)
-
-    async def first(self, conversation: str) -> Record | None:
-        """The conversation's first event that is kept."""
-        async with aclosing(self.pages(conversation)) as pages:
-            async for page in pages:
-                return page[0]
-        return None
 
     async def _page(self, stream: str, request: dict[str, Any]) -> tuple[list[Record], bool]:
         """One batched direct get: the records, and whether there are more."""
