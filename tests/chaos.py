@@ -27,6 +27,7 @@ LATE_S: Final = 45.0  # past it a run that has not ended counts as hanging
 POLL_S: Final = 0.1
 
 SAYINGS: Final = ("long 120", "parallel", "steps", "fail", "once and again", "hello", "long 400")
+STOPS: Final = 0.15  # of all runs
 KINDS: Final = ("inference", "tools", "toolbox", "edge", "nats")
 
 
@@ -140,9 +141,10 @@ class World:
             path, key = f"/v1/conversations/{name}/messages", {"Idempotency-Key": f"{name}-{number}"}
             posted = (await self._asked("POST", path, {"content": saying}, done=(202,), headers=key)).json()
             run: str = posted["run"]
+            stop_after = self.chance.randint(1, 60) if self.chance.random() < STOPS else None
             try:
                 async with asyncio.timeout(RUN_S + LATE_S):
-                    seen[run] = await self._read(name, run, posted["event_id"] - 1)
+                    seen[run] = await self._read(name, run, posted["event_id"] - 1, stop_after)
             except TimeoutError:
                 self.report.violations.append(f"{name}: {saying!r} did not end in time")
             finally:
@@ -165,8 +167,8 @@ class World:
                     assert response.status_code == 503, response.text
             await asyncio.sleep(POLL_S)
 
-    async def _read(self, conversation: str, run: str, cursor: int) -> list[Received]:
-        """The run to its end, resumed on whichever edge answers."""
+    async def _read(self, conversation: str, run: str, cursor: int, stop_after: int | None) -> list[Received]:
+        """The run to its end, resumed on whichever edge answers; stopped after so many events."""
         received: list[Received] = []
         silence_s, heard = 0.0, time.monotonic()
         while not received or received[-1].event not in ("done", "error"):
@@ -180,6 +182,10 @@ class World:
                                 silence_s, heard = max(silence_s, time.monotonic() - heard), time.monotonic()
                                 received += fresh
                                 self.doing[run] = fresh[-1].event
+                            if stop_after is not None and len(received) >= stop_after:
+                                stop_after = None
+                                path = f"/v1/conversations/{conversation}/runs/{run}/stop"
+                                await self._asked("POST", path, {}, done=(202,))
                 except (httpx.TransportError, AssertionError) as error:
                     if isinstance(error, AssertionError) and not str(error).startswith("503"):
                         raise

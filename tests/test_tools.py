@@ -396,7 +396,7 @@ async def test_a_result_waits_for_a_server_that_is_away(tmp_path: Path, workers:
         await tape.close()
         server.kill()
         await until("it has noticed", lambda: lost(worker, 2))
-        assert await worker.end() == 0, "it ends in order without a server too"
+        assert await worker.end() == 0, f"it ends in order without a server too: {worker.said()}"
     finally:
         server.stop()
 

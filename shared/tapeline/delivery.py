@@ -178,7 +178,8 @@ class Deliveries:
         for subscriber in self._subscribers:
             subscriber.running = False
             subscriber.subscription = None  # FastStream would unsubscribe it once more, which raises
-        with contextlib.suppress(nats.errors.Error, OSError):  # NATS is away: nothing is left to say to it
+        # NATS is away: nothing is left to say to it. uvloop calls writing to a lost connection a RuntimeError.
+        with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self._broker.stop()
 
     async def _handle(self, message: NatsMessage) -> None:

@@ -210,7 +210,8 @@ class Tape:
             raise
 
     async def close(self) -> None:
-        with contextlib.suppress(OSError):  # it is lost, and with it what was still to be sent
+        # It is lost, and with it what was still to be sent: uvloop calls writing to it a RuntimeError.
+        with contextlib.suppress(OSError, RuntimeError):
             await self.nc.close()
 
     @property
