@@ -39,6 +39,8 @@ class Child:
         self.name = name
         self.environ = environ
         self.ready = asyncio.Event()
+        self.proven = False
+        """The system has been ready with it: what stops it from now on, such as NATS being away, can pass."""
         self._process: asyncio.subprocess.Process | None = None
         self._last_line = "it gave no reason"
 
@@ -89,7 +91,7 @@ class Child:
             self._process = None
             await asyncio.wait([output], timeout=OUTPUT_GRACE_S)
             output.cancel()
-        if code == EX_CONFIG:
+        if code == EX_CONFIG and not self.proven:
             raise ConfigError(self._last_line)
         return code
 

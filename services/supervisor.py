@@ -109,6 +109,8 @@ class _System:
                 if late:
                     names = ", ".join(sorted(task.get_name() for task in late))
                     raise NotReady(f"not ready after {READY_TIMEOUT_S:.0f} s: {names}")
+                for child in self.children:
+                    child.proven = True
                 self._write_tools_env(nats_url)
                 print(f"ready http://{self._bracketed_host()}:{self.port}", flush=True)
         except ExceptionGroup as errors:

@@ -133,15 +133,16 @@ class World:
 
     # Who uses it
 
-    async def use(self, name: str, sayings: list[str]) -> None:
-        """One person, one conversation: says something, reads to its end wherever an edge answers, and is judged."""
+    async def use(self, name: str, sayings: list[str], stops: float = STOPS) -> None:
+        """One person, one conversation: says something, reads to its end wherever an edge answers, and is judged. May
+        stop what was asked for, with this chance."""
         await self._asked("POST", "/v1/conversations", {"id": name}, done=(201, 409))
         seen: dict[str, list[Received]] = {}
         for number, saying in enumerate(sayings):
             path, key = f"/v1/conversations/{name}/messages", {"Idempotency-Key": f"{name}-{number}"}
             posted = (await self._asked("POST", path, {"content": saying}, done=(202,), headers=key)).json()
             run: str = posted["run"]
-            stop_after = self.chance.randint(1, 60) if self.chance.random() < STOPS else None
+            stop_after = self.chance.randint(1, 60) if self.chance.random() < stops else None
             try:
                 async with asyncio.timeout(RUN_S + LATE_S):
                     seen[run] = await self._read(name, run, posted["event_id"] - 1, stop_after)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx
 from tapeline import audit, events, subjects
-from tapeline.tape import Entry, Record, Tape
+from tapeline.tape import Entry, Record, Tape, Unavailable
 
 T = TypeVar("T")
 
@@ -250,11 +250,21 @@ class Client:
 
 async def stored(nats_url: str, conversation: str) -> list[Record]:
     """The conversation as it is on the tape, read without an edge."""
-    tape = await Tape.open(nats_url, "test")
+    tape = await opened(nats_url)
     try:
         return await tape.read(conversation)
     finally:
         await tape.close()
+
+
+async def opened(nats_url: str) -> Tape:
+    """A tape, as soon as NATS is there: a test may have killed it this moment."""
+    async with asyncio.timeout(ANSWER_S):
+        while True:
+            try:
+                return await Tape.open(nats_url, "test")
+            except Unavailable:
+                await asyncio.sleep(0.1)
 
 
 async def log_of(nats_url: str, conversation: str) -> list[Record]:

@@ -158,8 +158,10 @@ async def test_a_run_with_tools_is_one_trace_over_three_services(
     def line(span: Span) -> list[str]:
         return [*(line(known[span.parent]) if span.parent else []), span.name.partition(" ")[0]]
 
-    deepest = max((line(span) for span in spans), key=len)
-    assert deepest == ["post", "react", "chat", "execute_tool", "react", "chat"]
+    first, second = sorted((line(span) for span in spans if span.name.startswith("chat")), key=len)
+    assert first == ["post", "react", "chat"]
+    # Whichever of the calls' events is handled when both have their results begins the next step.
+    assert second in ([*first, "execute_tool", "react", "chat"], [*first, "react", "chat"])
 
 
 async def test_the_number_of_spans_does_not_grow_with_the_answer(

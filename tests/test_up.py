@@ -178,6 +178,15 @@ def test_what_is_killed_is_started_again_and_that_is_said(system: System) -> Non
     system.down()
 
 
+def test_everything_killed_at_once_comes_back(system: System) -> None:
+    system.up()
+    for pid in system.family().values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until("the edge ready", lambda: is_ready(system.url))
+    assert ask(system.url, "after").endswith(" done")
+    system.down()
+
+
 def test_nothing_outlives_a_killed_supervisor(system: System) -> None:
     system.up()
     family = system.family()

@@ -250,7 +250,7 @@ async def main(settings: Settings) -> None:
         raise ConfigError(f"TAPELINE_HOST={host} would let anyone in; set TAPELINE_API_KEYS, or stay on 127.0.0.1")
     heartbeat_s = settings.number("TAPELINE_HEARTBEAT_S", int(limits.HEARTBEAT_S), least=1, most=3600)
     tape = await Tape.open(settings.nats_url, "tapeline-edge")
-    await provision.verify(tape)
+    await provision.verify_patiently(tape)
     edge = Edge(tape, auth, heartbeat_s)
     config = uvicorn.Config(
         application(edge),

@@ -120,7 +120,7 @@ async def main(settings: Settings) -> None:
     models = Models(default_model, settings.environ)
     models.check(default_model)
     tape = await Tape.open(settings.nats_url, "tapeline-inference")
-    await provision.verify(tape)
+    await provision.verify_patiently(tape)
     worker = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     budget = Budget(
         run_s=settings.number("TAPELINE_RUN_DEADLINE_S", int(limits.RUN_DEADLINE_S), least=1),

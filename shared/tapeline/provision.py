@@ -139,11 +139,16 @@ async def drift(nc: Client, deployment: Deployment) -> list[str]:
 
 
 async def verify(tape: Tape) -> None:
-    """For a service about to start. Raises `Refused` with what has drifted."""
+    """For a service: raises `Refused` with what has drifted, `Unavailable`."""
     if lines := await drift(tape.nc, await find(tape.nc)):
         raise Refused(
             "what is in NATS is not what was provisioned; run `python -m services.provision`: " + "; ".join(lines)
         )
+
+
+async def verify_patiently(tape: Tape) -> None:
+    """For a service about to start, perhaps while NATS elects its leaders. Raises as `verify` does."""
+    await tape.patiently("JetStream", lambda: verify(tape))
 
 
 def _drift(what: str, wanted: Settings, found: Settings | None) -> list[str]:

@@ -308,7 +308,7 @@ class Tape:
             self._pulse.felt(stream)
             return found.message.seq if found.message else 0
 
-        return await self._patiently(stream, once)
+        return await self.patiently(stream, once)
 
     async def confirm(self, conversation: str) -> None:
         """Returns when the conversation's leader is one that most replicas follow, so that what it says now is so. A
@@ -325,7 +325,7 @@ class Tape:
                 raise Unavailable(f"the leader of {stream} is cut off from its replicas")
 
         if self.deployment.replicas > 1:
-            await self._patiently(stream, once)
+            await self.patiently(stream, once)
 
     def pages(
         self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
@@ -423,18 +423,18 @@ class Tape:
                 raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
             return page, status.get("Nats-Num-Pending", "0") != "0"
 
-        return await self._patiently(stream, once)
+        return await self.patiently(stream, once)
 
-    async def _patiently(self, stream: str, once: Callable[[], Awaitable[T]]) -> T:
-        """Reads change nothing, so they are tried again while NATS is away, up to a limit."""
+    async def patiently(self, whom: str, once: Callable[[], Awaitable[T]]) -> T:
+        """Reads change nothing, so they are tried again while NATS is away or `whom` has no leader, up to a limit."""
         give_up = asyncio.get_running_loop().time() + limits.READ_PATIENCE_S
         while True:
             try:
                 return await once()
             except (Unavailable, nats.errors.Error, TimeoutError) as error:
-                await self._pulse.missed(stream)
+                await self._pulse.missed(whom)
                 if asyncio.get_running_loop().time() > give_up:
-                    raise Unavailable(f"a read was not answered: {_reason(error)}") from error
+                    raise Unavailable(f"no answer from {whom}: {_reason(error)}") from error
                 await asyncio.sleep(limits.READ_RETRY_S)
 
     # Listening

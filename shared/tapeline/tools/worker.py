@@ -121,7 +121,7 @@ class Worker:
 
     async def start(self) -> None:
         """Takes calls, and then offers its tools. Raises `Refused`, `Unavailable`."""
-        await self._ensure_consumers()
+        await self.tape.patiently("JetStream", self._ensure_consumers)
         await self._deliveries.start()
         await self._announce()
         self.upkeep = asyncio.create_task(self._keep_up())
