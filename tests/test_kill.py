@@ -348,6 +348,19 @@ async def test_inference_killed_in_any_phase_is_replaced_within_seconds(
         assert [one["attempt"] for one in talk.claims] == [1, 1], "a run that waits for tools holds no worker"
 
 
+async def test_inference_killed_in_its_last_words_ends_the_run_once(system: Stack, talks: Talks) -> None:
+    """Just before the terminal event: it is written by the one or by the other, never by both or by none."""
+    processes = inferences(system, 2)
+    talk, other, third = await talks.begin("long 60", 3)
+    await until("its last words", lambda: any(b"word59" in one.data for one in talk.received))
+    process_of(talk, processes).end(signal.SIGKILL)
+    assert await talks.end() == ["done"] * 3
+    for one in (talk, other, third):
+        assert one.count("done") == one.count("answer") == 1
+        assert words(one, 60)
+    print(f"attempts: {[len(one.claims) for one in (talk, other, third)]}")
+
+
 async def test_inference_that_is_asked_to_go_hands_its_runs_over_at_once(
     system: Stack, talks: Talks, chance: random.Random
 ) -> None:
