@@ -5,8 +5,9 @@ Settings: `TAPELINE_NATS_URL`, `TAPELINE_SHARDS` (4, for ever), `TAPELINE_REPLIC
 """
 
 from tapeline import limits, provision
+from tapeline.connection import Refused, connect
 from tapeline.settings import Settings, run
-from tapeline.tape import Deployment, Refused, connect
+from tapeline.tape import Deployment
 
 
 async def main(settings: Settings) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx
 from tapeline import audit, events, subjects
-from tapeline.tape import Entry, Record, Tape, Unavailable
+from tapeline.connection import Unavailable
+from tapeline.tape import Entry, Record, Tape
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
-from tapeline.tape import Unavailable, api, connect
+from tapeline.connection import Unavailable, api, connect
 
 from services.embedded import HOST, EmbeddedNats, Member
 from tests.stack import POLL_S, free_port

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from tapeline import provision
-from tapeline.tape import Deployment, Tape, connect
+from tapeline.connection import connect
+from tapeline.tape import Deployment, Tape
 
 from services.embedded import EmbeddedNats
 from tests.client import Client

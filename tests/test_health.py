@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tapeline import limits, subjects
-from tapeline.tape import api, connect
+from tapeline.connection import api, connect
 
 from tests.client import HEARTBEAT, SSE, Client, Received, as_received, at_once, flood, log_of, types
 from tests.stack import POLL_S, Stack

@@ -12,9 +12,10 @@ from typing import Any, Final
 import httpx
 import pytest
 from tapeline import limits, subjects
+from tapeline.connection import api
 from tapeline.events import UNDECODABLE
 from tapeline.settings import EX_CONFIG
-from tapeline.tape import Entry, Record, Stale, Tape, api
+from tapeline.tape import Entry, Record, Stale, Tape
 
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
 from tests.stack import POLL_S, ROOT, Process, Stack, free_port

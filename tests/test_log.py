@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tapeline import events, limits, provision, subjects
 from tapeline.append import Chain, Overtaken
+from tapeline.connection import Refused, Unavailable, connect
 from tapeline.follow import follow
-from tapeline.tape import Deployment, Entry, Record, Refused, Stale, Tape, Unavailable, connect
+from tapeline.tape import Deployment, Entry, Record, Stale, Tape
 
 from services.embedded import EmbeddedNats
 

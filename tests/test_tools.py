@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from tapeline import limits, provision, subjects
 from tapeline.append import Chain
+from tapeline.connection import Refused, api, connect
 from tapeline.events import (
     Answer,
     AnswerCall,
@@ -30,7 +31,7 @@ from tapeline.events import (
 )
 from tapeline.fold import CallState, RunState, State, StepState, fold
 from tapeline.registry import Registry, ToolSpec
-from tapeline.tape import Deployment, Refused, Tape, api, connect
+from tapeline.tape import Deployment, Tape
 from tapeline.tools import consumer
 from tapeline.tools.decision import Nothing, Run, Settle, decide
 

@@ -20,8 +20,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from tapeline import limits, provision, telemetry
+from tapeline.connection import Refused, Unavailable
 from tapeline.settings import ConfigError, Settings
-from tapeline.tape import Refused, Tape, Unavailable, find
+from tapeline.tape import Tape, find
 
 from . import body
 from .auth import Auth, is_loopback

@@ -13,8 +13,9 @@ from typing import Final
 
 from opentelemetry import metrics
 from tapeline import limits, subjects
+from tapeline.connection import Unavailable
 from tapeline.follow import follow, within
-from tapeline.tape import Tape, Unavailable
+from tapeline.tape import Tape
 
 from .frame import Frame, frame
 from .meters import Meters

@@ -14,7 +14,8 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 from tapeline import limits, subjects
-from tapeline.tape import Tape, Unavailable
+from tapeline.connection import Unavailable
+from tapeline.tape import Tape
 
 from .feed import Feeds
 from .frame import HEARTBEAT, HELLO, Frame, frame, line

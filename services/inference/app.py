@@ -8,11 +8,12 @@ import socket
 
 from opentelemetry import context, trace
 from tapeline import limits, provision, subjects, telemetry
+from tapeline.connection import Unavailable
 from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import Undecodable, peek
 from tapeline.registry import Registry
 from tapeline.settings import Settings
-from tapeline.tape import Tape, Unavailable
+from tapeline.tape import Tape
 
 from .decide import Budget, Trigger
 from .engine import Engine

@@ -8,10 +8,11 @@ import logging
 from tapeline import telemetry
 from tapeline.append import Chain, Overtaken
 from tapeline.clock import now_ms
+from tapeline.connection import Refused
 from tapeline.fold import State
 from tapeline.registry import Registry
 from tapeline.replay import load
-from tapeline.tape import Refused, Tape
+from tapeline.tape import Tape
 
 from .attempt import Attempt, Failed
 from .conclude import Entries, ended, settled, spoken

@@ -12,7 +12,8 @@ from typing import Final
 from opentelemetry import metrics
 
 from . import events, limits
-from .tape import Entry, Record, Refused, Stale, Tape, Unavailable
+from .connection import Refused, Unavailable
+from .tape import Entry, Record, Stale, Tape
 
 _meter = metrics.get_meter("tapeline")
 _latency: Final = _meter.create_histogram("tapeline.append.duration", "s", "One acknowledged append")

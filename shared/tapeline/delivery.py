@@ -19,7 +19,8 @@ from nats.aio.msg import Msg
 from nats.js.errors import ServiceUnavailableError
 
 from . import limits
-from .tape import Pulse, Tape, Unavailable, servers
+from .connection import Pulse, Unavailable, servers
+from .tape import Tape
 
 log = logging.getLogger(__name__)
 

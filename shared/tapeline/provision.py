@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 
 from . import limits, subjects
-from .tape import Deployment, Refused, Tape, Unavailable, api, find
+from .connection import Refused, Unavailable, api
+from .tape import Deployment, Tape, find
 
 log = logging.getLogger(__name__)
 

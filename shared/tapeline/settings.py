@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from .tape import Refused, Unavailable, servers
+from .connection import Refused, Unavailable, servers
 
 EX_CONFIG: Final = 78
 NATS_URL: Final = "TAPELINE_NATS_URL"

@@ -1,5 +1,5 @@
-"""The tape as NATS JetStream keeps it: connect, append, read, listen. Everything nats-py or the server does in
-a surprising way is known here and nowhere else.
+"""The tape as NATS JetStream keeps it: append, read, listen. What the server does by surprise is known here, what a
+connection does in `connection`, and neither anywhere else.
 
 It never interprets an event and never retries an append: `append` does that, under its fence.
 """
@@ -19,6 +19,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from . import events, limits, subjects
+from .connection import ApiError, Doubts, Pulse, Refused, Unavailable, api, connect, failure, reason, reply
+from .connection import request as ask
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +30,6 @@ FENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 STALE_CODES: Final = (10071, 10164)  # wrong last sequence: that it is; that an append is under way (replicated)
 NO_MESSAGE: Final = 10037
-PASSING_CODES: Final = (
-    10005,  # no suitable peers for placement: the others may still be starting
-    10118,  # stream offline
-    10119,  # consumer offline
-    10176,  # a batch of which this leader has not seen every message
-)
-
-
-class Unavailable(Exception):
-    """NATS or the stream did not answer. What was sent may have been stored: look before sending it again."""
 
 
 class Stale(Exception):
@@ -46,10 +38,6 @@ class Stale(Exception):
     def __init__(self, last: int) -> None:
         super().__init__(f"the conversation's last sequence is {last}")
         self.last = last
-
-
-class Refused(Exception):
-    """The server will not do this, now or later."""
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,15 +100,9 @@ class Entry(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class _ApiError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
 class _Ack(msgspec.Struct):
     seq: int = 0
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 class _Stored(msgspec.Struct):
@@ -129,54 +111,12 @@ class _Stored(msgspec.Struct):
 
 class _Found(msgspec.Struct):
     message: _Stored | None = None
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 _ack = msgspec.json.Decoder(_Ack)
 _found = msgspec.json.Decoder(_Found)
 _json = msgspec.json.Encoder().encode
-
-
-class Pulse:
-    """Whether leaders answer on a connection. It moves to another server where one has not for `MOVE_AFTER_S` because
-    the server is cut off from its cluster: such a server goes on taking connections, and nothing comes of what is asked
-    there.
-    """
-
-    def __init__(self, nc: Client) -> None:
-        self._nc = nc
-        self._silent_since: dict[str, float] = {}
-        self._look_at = 0.0
-
-    def felt(self, whom: str) -> None:
-        """It was asked, and has answered."""
-        self._silent_since.pop(whom, None)
-
-    async def missed(self, whom: str) -> None:
-        """It was asked, and has not answered."""
-        now = asyncio.get_running_loop().time()
-        silent_s = now - self._silent_since.setdefault(whom, now)
-        if silent_s < limits.MOVE_AFTER_S or now < self._look_at or len(self._nc.servers) == 1:
-            return
-        self._look_at = now + limits.MOVE_AGAIN_S
-        try:
-            await api(self._nc, "INFO")  # it is a leader that answers this, so the server is in touch with its cluster
-        except Unavailable:
-            log.warning("nats: no answer from %s for %.0f s; trying another server", whom, silent_s)
-            await self._nc.force_reconnect()
-
-    async def take(self) -> None:
-        """Asks, for a connection on which nothing else is asked that would show."""
-        whom = "JetStream"
-        try:
-            await api(self._nc, "INFO")
-        except Unavailable:
-            await self.missed(whom)
-        else:
-            self.felt(whom)
-
-
-Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
 
 
 class Tape:
@@ -276,20 +216,20 @@ class Tape:
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str], *, staged: bool = False) -> int:
         whom = ".".join(subject.split(".", 2)[:2])  # as many as there are streams
         try:
-            reply = await _reply(self.nc, subject, data, limits.APPEND_TIMEOUT_S, headers)
+            message = await reply(self.nc, subject, data, limits.APPEND_TIMEOUT_S, headers)
         except nats.errors.MaxPayloadError as error:
             raise Refused(f"{len(data)} bytes are more than a message may have") from error
         except (nats.errors.Error, TimeoutError) as error:
             await self._pulse.missed(whom)
-            raise Unavailable(f"no answer to an append: {_reason(error)}") from error
-        ack = _Ack() if staged and not reply.data else _ack.decode(reply.data)
+            raise Unavailable(f"no answer to an append: {reason(error)}") from error
+        ack = _Ack() if staged and not message.data else _ack.decode(message.data)
         if ack.error is None:
             self._pulse.felt(whom)
             return ack.seq
         if ack.error.err_code in STALE_CODES:
             number = ack.error.description.rpartition(" ")[2]
             raise Stale(int(number) if number.isdigit() else -1)
-        raise _failure(ack.error, ack.error.description)
+        raise failure(ack.error, ack.error.description)
 
     # Reading
 
@@ -301,8 +241,8 @@ class Tape:
         request = _json({"last_by_subj": subject})
 
         async def once() -> int:
-            reply = await _request(self.nc, f"$JS.API.STREAM.MSG.GET.{stream}", request)
-            found = _found.decode(reply.data)
+            message = await ask(self.nc, f"$JS.API.STREAM.MSG.GET.{stream}", request)
+            found = _found.decode(message.data)
             if found.message is None and (found.error is None or found.error.err_code != NO_MESSAGE):
                 raise Unavailable(found.error.description if found.error else "no message")
             self._pulse.felt(stream)
@@ -434,7 +374,7 @@ class Tape:
             except (Unavailable, nats.errors.Error, TimeoutError) as error:
                 await self._pulse.missed(whom)
                 if asyncio.get_running_loop().time() > give_up:
-                    raise Unavailable(f"no answer from {whom}: {_reason(error)}") from error
+                    raise Unavailable(f"no answer from {whom}: {reason(error)}") from error
                 await asyncio.sleep(limits.READ_RETRY_S)
 
     # Listening
@@ -513,97 +453,3 @@ def record(message: Msg) -> Record:
     else:
         prev = None
     return Record(seq, prev, headers["Nats-Subject"], message.data, headers)
-
-
-async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
-    """A connection that comes back by itself for as long as it lives. Raises `Unavailable`."""
-    nc = Client()
-    refused: Exception | None = None
-
-    async def on_error(error: Exception) -> None:
-        nonlocal refused
-        if isinstance(error, nats.errors.SlowConsumerError):
-            log.debug("live copies were dropped: %s", error)  # the follower sees the gap and heals it
-        elif nc.is_connected:
-            log.warning("nats: %s", _reason(error))
-        else:
-            refused = error  # one more try that failed: that the connection is lost has been said
-            log.debug("nats: %s", _reason(error))
-
-    async def on_disconnect() -> None:
-        if not nc.is_closed:
-            log.warning("nats: connection lost")
-
-    async def on_reconnect() -> None:
-        log.warning("nats: connected again")
-        for doubt in tuple(doubts or ()):
-            doubt()
-
-    try:
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(servers(url)) + 1):
-            await nc.connect(
-                servers(url),
-                name=name,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                connect_timeout=limits.CONNECT_TIMEOUT_S,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds to sleep, and a fraction will do
-                ping_interval=10,
-                max_outstanding_pings=2,
-            )
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        reason = _reason(refused or error)
-        raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {reason}") from error
-    return nc
-
-
-async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Calls the JetStream API with plain JSON: nats-py's own types drop settings they do not know.
-
-    Raises `Refused` with the server's words, `Unavailable`.
-    """
-    reply = await _request(nc, f"$JS.API.{method}", _json(body) if body else b"")
-    answer: dict[str, Any] = msgspec.json.decode(reply.data)
-    if error := answer.get("error"):
-        raise _failure(msgspec.convert(error, _ApiError), f"{method}: {error.get('description', error)}")
-    return answer
-
-
-def _failure(error: _ApiError, words: str) -> Unavailable | Refused:
-    """What an error of the server means to us: a cluster that elects a leader is away, it does not refuse."""
-    passing = error.code in (429, 503) or error.err_code in PASSING_CODES
-    return Unavailable(words) if passing else Refused(words)
-
-
-async def _reply(nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
-    # Not nats-py's own timeout: that is `wait_for`, which in Python 3.11 can swallow a cancellation when the reply
-    # comes at the same moment, and then whoever cancelled waits for ever.
-    async with asyncio.timeout(timeout_s):
-        return await nc.request(subject, body, timeout=None, headers=headers)  # type: ignore[arg-type]
-
-
-async def _request(nc: Client, subject: str, body: bytes) -> Msg:
-    try:
-        return await _reply(nc, subject, body, limits.READ_TIMEOUT_S)
-    except (nats.errors.Error, TimeoutError) as error:
-        raise Unavailable(f"no answer from JetStream: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def servers(url: str) -> list[str]:
-    """The servers that a setting names, separated by commas."""
-    return [server.strip() for server in url.split(",") if server.strip()]
-
-
-def _redacted(url: str) -> str:
-    return ", ".join(_without_credentials(server) for server in servers(url))
-
-
-def _without_credentials(server: str) -> str:
-    scheme, at, host = server.rpartition("@")
-    return f"{scheme.partition('://')[0]}://{host}" if at else server

@@ -6,7 +6,8 @@ import datetime
 from typing import Any, Final
 
 from tapeline import limits, subjects
-from tapeline.tape import Refused, Tape, api
+from tapeline.connection import Refused, api
+from tapeline.tape import Tape
 
 _SECOND_NS: Final = 1_000_000_000
 

@@ -21,13 +21,14 @@ from opentelemetry.context import attach
 from tapeline import events, limits, settings, subjects, telemetry
 from tapeline.append import Chain, Overtaken
 from tapeline.clock import now_ms
+from tapeline.connection import Unavailable
 from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import Done, Error, Stop, ToolCall, ToolProgress, ToolResult, ToolStarted
 from tapeline.fold import fold
 from tapeline.follow import follow
 from tapeline.registry import Registry
 from tapeline.settings import ConfigError, Settings
-from tapeline.tape import Record, Tape, Unavailable
+from tapeline.tape import Record, Tape
 
 from . import consumer
 from .context import Context

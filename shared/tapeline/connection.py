@@ -1,0 +1,179 @@
+"""A connection to NATS: made, kept, asked. What nats-py does by surprise about that is known here.
+
+It knows nothing of streams and subjects: `tape` does.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from . import limits
+
+log = logging.getLogger(__name__)
+
+PASSING_CODES: Final = (
+    10005,  # no suitable peers for placement: the others may still be starting
+    10118,  # stream offline
+    10119,  # consumer offline
+    10176,  # a batch of which this leader has not seen every message
+)
+
+
+class Unavailable(Exception):
+    """NATS or the stream did not answer. What was sent may have been stored: look before sending it again."""
+
+
+class Refused(Exception):
+    """The server will not do this, now or later."""
+
+
+class ApiError(msgspec.Struct):
+    """What the server says went wrong."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class Pulse:
+    """Whether leaders answer on a connection. It moves to another server where one has not for `MOVE_AFTER_S` because
+    the server is cut off from its cluster: such a server goes on taking connections, and nothing comes of what is asked
+    there.
+    """
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._silent_since: dict[str, float] = {}
+        self._look_at = 0.0
+
+    def felt(self, whom: str) -> None:
+        """It was asked, and has answered."""
+        self._silent_since.pop(whom, None)
+
+    async def missed(self, whom: str) -> None:
+        """It was asked, and has not answered."""
+        now = asyncio.get_running_loop().time()
+        silent_s = now - self._silent_since.setdefault(whom, now)
+        if silent_s < limits.MOVE_AFTER_S or now < self._look_at or len(self._nc.servers) == 1:
+            return
+        self._look_at = now + limits.MOVE_AGAIN_S
+        try:
+            await api(self._nc, "INFO")  # it is a leader that answers this, so the server is in touch with its cluster
+        except Unavailable:
+            log.warning("nats: no answer from %s for %.0f s; trying another server", whom, silent_s)
+            await self._nc.force_reconnect()
+
+    async def take(self) -> None:
+        """Asks, for a connection on which nothing else is asked that would show."""
+        whom = "JetStream"
+        try:
+            await api(self._nc, "INFO")
+        except Unavailable:
+            await self.missed(whom)
+        else:
+            self.felt(whom)
+
+
+Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
+
+
+async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
+    """A connection that comes back by itself for as long as it lives. Raises `Unavailable`."""
+    nc = Client()
+    refused: Exception | None = None
+
+    async def on_error(error: Exception) -> None:
+        nonlocal refused
+        if isinstance(error, nats.errors.SlowConsumerError):
+            log.debug("live copies were dropped: %s", error)  # the follower sees the gap and heals it
+        elif nc.is_connected:
+            log.warning("nats: %s", reason(error))
+        else:
+            refused = error  # one more try that failed: that the connection is lost has been said
+            log.debug("nats: %s", reason(error))
+
+    async def on_disconnect() -> None:
+        if not nc.is_closed:
+            log.warning("nats: connection lost")
+
+    async def on_reconnect() -> None:
+        log.warning("nats: connected again")
+        for doubt in tuple(doubts or ()):
+            doubt()
+
+    try:
+        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(servers(url)) + 1):
+            await nc.connect(
+                servers(url),
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+                connect_timeout=limits.CONNECT_TIMEOUT_S,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds to sleep, and a fraction will do
+                ping_interval=10,
+                max_outstanding_pings=2,
+            )
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {reason(refused or error)}") from error
+    return nc
+
+
+async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Calls the JetStream API with plain JSON: nats-py's own types drop settings they do not know.
+
+    Raises `Refused` with the server's words, `Unavailable`.
+    """
+    answered = await request(nc, f"$JS.API.{method}", msgspec.json.encode(body) if body else b"")
+    answer: dict[str, Any] = msgspec.json.decode(answered.data)
+    if error := answer.get("error"):
+        raise failure(msgspec.convert(error, ApiError), f"{method}: {error.get('description', error)}")
+    return answer
+
+
+def failure(error: ApiError, words: str) -> Unavailable | Refused:
+    """What an error of the server means to us: a cluster that elects a leader is away, it does not refuse."""
+    passing = error.code in (429, 503) or error.err_code in PASSING_CODES
+    return Unavailable(words) if passing else Refused(words)
+
+
+async def reply(nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
+    """Sends a request and waits for its reply. Raises what nats-py raises, and `TimeoutError`."""
+    # Not nats-py's own timeout: that is `wait_for`, which in Python 3.11 can swallow a cancellation when the reply
+    # comes at the same moment, and then whoever cancelled waits for ever.
+    async with asyncio.timeout(timeout_s):
+        return await nc.request(subject, body, timeout=None, headers=headers)  # type: ignore[arg-type]
+
+
+async def request(nc: Client, subject: str, body: bytes) -> Msg:
+    """Asks JetStream something that changes nothing. Raises `Unavailable`."""
+    try:
+        return await reply(nc, subject, body, limits.READ_TIMEOUT_S)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unavailable(f"no answer from JetStream: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The error in words, also where it has none."""
+    return str(error) or type(error).__name__
+
+
+def servers(url: str) -> list[str]:
+    """The servers that a setting names, separated by commas."""
+    return [server.strip() for server in url.split(",") if server.strip()]
+
+
+def _redacted(url: str) -> str:
+    return ", ".join(_without_credentials(server) for server in servers(url))
+
+
+def _without_credentials(server: str) -> str:
+    scheme, at, host = server.rpartition("@")
+    return f"{scheme.partition('://')[0]}://{host}" if at else server
