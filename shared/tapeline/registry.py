@@ -6,13 +6,13 @@ is killed disappears within `REGISTRY_TTL_S`, one that ends in order at once.
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from . import limits, subjects
+from .clock import now_ms
 from .tape import Tape
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Registry:
     def __init__(self, tape: Tape, worker: str = "") -> None:
         self.tape = tape
         self.worker = worker
-        self._since = time.time_ns() // 1_000_000
+        self._since = now_ms()
         self._mine: set[str] = set()
         self._cached: dict[str, ToolSpec] = {}
         self._fresh_until = 0.0

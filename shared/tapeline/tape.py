@@ -438,7 +438,7 @@ class Tape:
 
     async def bury(self, service: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Puts what cannot be handled where an operator finds it."""
-        await self._ask(subjects.dead(service), data, dict(headers))
+        await self.put(subjects.dead(service), data, headers)
 
 
 def record(message: Msg) -> Record:
