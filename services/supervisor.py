@@ -7,23 +7,27 @@ knows nothing of what the services do, only how each says that it is ready.
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import re
+import secrets
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tapeline import permissions
 from tapeline.settings import NATS_URL, ConfigError, Settings
 
 from . import port as ports
 from .child import Backoff, Child, NotReady, say
-from .embedded import EmbeddedNats, ServerEnded
+from .embedded import EmbeddedNats, ServerEnded, write_secret
 
 READY_TIMEOUT_S: Final = 60.0
 READY_POLL_S: Final = 0.05
 PROBE_TIMEOUT_S: Final = 2.0
 NATS_POLL_S: Final = 0.1
+SECRET_BYTES: Final = 24
 
 
 async def supervise(settings: Settings) -> None:
@@ -57,7 +61,7 @@ class _System:
         with _sole_user_of(self.data):
             ports.check(self.host, self.port)
             if self.nats_url:
-                await self._run_services(self.nats_url)
+                await self._run_services(lambda _: self.nats_url)
             else:
                 await self._run_with_nats()
 
@@ -67,7 +71,7 @@ class _System:
 
     async def _run_with_nats(self) -> None:
         say("starting NATS")
-        nats = EmbeddedNats(self.data / "nats", port=self._last_nats_port())
+        nats = EmbeddedNats(self.data / "nats", port=self._last_nats_port(), passwords=self._passwords())
         try:
             try:
                 nats.start()
@@ -76,22 +80,16 @@ class _System:
                     raise
                 nats.port = 0  # somebody has taken the old one
                 nats.start()
-            await self._run_services(nats.url, nats)
+            await self._run_services(nats.url_for, nats)
         except ServerEnded as error:
             raise NotReady(str(error)) from error
         finally:
             nats.stop()
 
-    async def _run_services(self, nats_url: str, nats: EmbeddedNats | None = None) -> None:
-        environ = {
-            **self.environ,
-            NATS_URL: nats_url,
-            "TAPELINE_HOST": self.host,
-            "TAPELINE_PORT": str(self.port),
-            "PYTHONUNBUFFERED": "1",
-        }
-        await self._child("provision", environ).once()
-        edge, inference, tools = (self._child(name, environ) for name in ("edge", "inference", "tools"))
+    async def _run_services(self, url_for: Callable[[str], str], nats: EmbeddedNats | None = None) -> None:
+        """`url_for` a role is where NATS is, with its own credentials."""
+        await self._child("provision", url_for).once()
+        edge, inference, tools = (self._child(name, url_for) for name in ("edge", "inference", "tools"))
         say("starting edge, inference, tools")
         try:
             async with asyncio.TaskGroup() as group:
@@ -111,12 +109,21 @@ class _System:
                     raise NotReady(f"not ready after {READY_TIMEOUT_S:.0f} s: {names}")
                 for child in self.children:
                     child.proven = True
-                self._write_tools_env(nats_url)
+                for role in ("tools", "auditor"):
+                    # For a worker, and for a reader of everything, from outside the repository.
+                    write_secret(self.data / f"{role}.env", f"{NATS_URL}={url_for(role)}\n")
                 print(f"ready http://{self._bracketed_host()}:{self.port}", flush=True)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others only followed it
 
-    def _child(self, name: str, environ: Mapping[str, str]) -> Child:
+    def _child(self, name: str, url_for: Callable[[str], str]) -> Child:
+        environ = {
+            **self.environ,
+            NATS_URL: url_for(name),
+            "TAPELINE_HOST": self.host,
+            "TAPELINE_PORT": str(self.port),
+            "PYTHONUNBUFFERED": "1",
+        }
         child = Child(name, environ)
         self.children.append(child)
         return child
@@ -141,23 +148,27 @@ class _System:
     def _bracketed_host(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
 
-    @property
-    def _tools_env(self) -> Path:
-        return self.data / "tools.env"
-
-    def _write_tools_env(self, nats_url: str) -> None:
-        """The settings with which a worker from outside the repository joins; for this user's eyes only."""
-        written = self._tools_env.with_suffix(".new")
-        written.unlink(missing_ok=True)
-        with open(written, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(f"{NATS_URL}={nats_url}\n")
-        written.rename(self._tools_env)
+    def _passwords(self) -> dict[str, str]:
+        """Each role's, made up once and kept, so that a worker from outside still comes in after a restart."""
+        path = self.data / "secrets.json"
+        try:
+            kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+            passwords = {
+                role.name: kept.get(role.name) or secrets.token_hex(SECRET_BYTES) for role in permissions.ROLES
+            }
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} cannot be read; without it, new passwords would be made: {error}") from error
+        if passwords != kept:
+            write_secret(path, json.dumps(passwords, indent=2) + "\n")
+        return passwords
 
     def _last_nats_port(self) -> int:
         """Where NATS listened the last time, so that workers from outside find it again; 0 the first time."""
-        if not self._tools_env.exists():
+        tools_env = self.data / "tools.env"
+        if not tools_env.exists():
             return 0
-        last = re.search(rf"^{NATS_URL}=nats://127\.0\.0\.1:(\d+)$", self._tools_env.read_text(), re.MULTILINE)
+        url = rf"^{NATS_URL}=nats://(?:[^@\s]*@)?127\.0\.0\.1:(\d+)$"
+        last = re.search(url, tools_env.read_text(), re.MULTILINE)
         return int(last[1]) if last else 0
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
+from tapeline import permissions
 from tapeline.connection import Unavailable, api, connect
 
 from services.embedded import HOST, EmbeddedNats, Member
-from tests.stack import POLL_S, free_port
+from tests.stack import PASSWORDS, POLL_S, free_port
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Cluster:
         self.nodes = [
             EmbeddedNats(
                 folder / f"nats-{number}",
+                passwords=PASSWORDS,
                 member=Member(f"n{number}", ports[number], NOWHERE, [f"nats://{HOST}:{link.port}"]),
             )
             for number, link in enumerate(self._links.all)
@@ -126,7 +128,10 @@ class Cluster:
     @property
     def url(self) -> str:
         """All servers, as `TAPELINE_NATS_URL` takes them."""
-        return ",".join(node.url for node in self.nodes)
+        return self.url_for(permissions.ROOT)
+
+    def url_for(self, role: str) -> str:
+        return ",".join(node.url_for(role) for node in self.nodes)
 
     def start(self) -> None:
         """Starts all; they may not have found each other yet."""

@@ -1,22 +1,25 @@
 """The whole of Tapeline as real processes, for tests that ask it over HTTP and kill its parts."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import httpx
+from tapeline import permissions
 
 from services.embedded import EmbeddedNats
 from services.process import spawn_options
 
 ROOT: Final = Path(__file__).parent.parent
 START_TIMEOUT_S: Final = 30.0
+PASSWORDS: Final = {role: f"{role}-secret" for role in (permissions.ROOT, *(it.name for it in permissions.ROLES))}
 POLL_S: Final = 0.02
 
 
@@ -33,6 +36,19 @@ def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 15.0) ->
     while not is_so():
         assert time.monotonic() < give_up, f"{what}: not within {timeout_s} s"
         time.sleep(POLL_S)
+
+
+async def until(what: str, look: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+    """As `wait_until`, on an event loop; `look` may be async. What it saw at last."""
+    give_up = time.monotonic() + timeout_s
+    while True:
+        seen = look()
+        if isinstance(seen, Awaitable):
+            seen = await seen
+        if seen:
+            return seen
+        assert time.monotonic() < give_up, f"{what}: not within {timeout_s} s"
+        await asyncio.sleep(POLL_S)
 
 
 class Process:
@@ -89,21 +105,24 @@ class Nats(Protocol):
 
     @property
     def url(self) -> str: ...
+    def url_for(self, role: str) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def kill(self) -> None: ...
 
 
 class Stack:
-    """NATS, provisioned, and any number of edges, inference and tool workers on it."""
+    """NATS, provisioned, and any number of edges, inference and tool workers on it, each with its own credentials.
+
+    `nats.url` may do anything; it is for tests that look into the log, or put something there.
+    """
 
     def __init__(self, folder: Path, env: Mapping[str, str], nats: Nats | None = None) -> None:
         self.folder = folder
-        self.nats = nats or EmbeddedNats(folder / "nats")
+        self.nats = nats or EmbeddedNats(folder / "nats", passwords=PASSWORDS)
         self.nats.start()
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))},
-            "TAPELINE_NATS_URL": self.nats.url,
             "TAPELINE_MODEL": "demo",
             "TAPELINE_DEMO_DELAY_MS": "5",
             "PYTHONUNBUFFERED": "1",
@@ -120,12 +139,16 @@ class Stack:
         provisioned = subprocess.run(
             [sys.executable, "-m", "services.provision"],
             cwd=ROOT,
-            env=self.env,
+            env=self.env_for("provision"),
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert provisioned.returncode == 0, provisioned.stderr
+
+    def env_for(self, role: str) -> dict[str, str]:
+        """The environment of a service, with the credentials of its role."""
+        return {"TAPELINE_NATS_URL": self.nats.url_for(role), **self.env}
 
     def start(self) -> "Stack":
         """One of each."""
@@ -158,7 +181,7 @@ class Stack:
             except httpx.TransportError:
                 return False
 
-        env = {**self.env, "TAPELINE_PORT": str(self.ports[number]), **(env or {})}
+        env = self.env_for("edge") | {"TAPELINE_PORT": str(self.ports[number]), **(env or {})}
         self.edges[number] = Process("services.edge", env, self.folder / f"edge-{number}.log", ready)
 
     def kill_edge(self, number: int = 0, sig: int = signal.SIGKILL) -> int:
@@ -169,13 +192,13 @@ class Stack:
 
     def start_inference(self, env: Mapping[str, str] | None = None) -> Process:
         log = self.folder / f"inference-{len(self.inferences)}.log"
-        process = Process("services.inference", {**self.env, **(env or {})}, log)
+        process = Process("services.inference", self.env_for("inference") | dict(env or {}), log)
         self.inferences.append(process)
         return process
 
     def start_worker(self, env: Mapping[str, str] | None = None, module: str = "services.tools") -> Process:
         log = self.folder / f"tools-{len(self.workers)}.log"
-        process = Process(module, {**self.env, **(env or {})}, log)
+        process = Process(module, self.env_for("tools") | dict(env or {}), log)
         self.workers.append(process)
         return process
 

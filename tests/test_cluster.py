@@ -17,10 +17,11 @@ from tapeline import events, subjects
 from tapeline.append import Chain
 from tapeline.clock import now_ms
 from tapeline.follow import follow
-from tapeline.tape import Record, Tape
+from tapeline.record import Record
+from tapeline.tape import Tape
 
 from tests.chaos import World
-from tests.client import Client, as_received
+from tests.client import Client, as_received, stored
 from tests.cluster import NODES, Cluster
 from tests.stack import POLL_S, Stack
 
@@ -109,7 +110,7 @@ def token(number: int) -> events.Token:
 
 def edge_on(stack: Stack, server: int, cluster: Cluster) -> int:
     """A further edge that is told of one server only, and so is connected to it; its number."""
-    return stack.add_edge({"TAPELINE_NATS_URL": cluster.nodes[server].url})
+    return stack.add_edge({"TAPELINE_NATS_URL": cluster.nodes[server].url_for("edge")})
 
 
 # Servers that die
@@ -150,7 +151,7 @@ async def test_what_was_acknowledged_and_what_was_scheduled_survive_their_leader
             followed: list[Record] = []
             while len(followed) < EVENTS:
                 followed += await anext(pages)
-            while not await reader.stored("TAPE_0", subjects.due(shard, conversation)):
+            while not await reader.stored(subjects.WAKES, subjects.due(shard, conversation)):
                 await asyncio.sleep(POLL_S)
         assert [record.seq for record in followed] == acknowledged
         assert [record.event() for record in await reader.read(conversation)] == [token(n) for n in range(EVENTS)]
@@ -206,3 +207,30 @@ async def test_live_copies_that_never_came_are_read_from_history(cluster: Cluste
             assert received == as_received(await tape.read(conversation))
         finally:
             await tape.close()
+
+
+async def test_an_edge_sees_at_once_what_was_listed_renamed_or_deleted_on_another(stack: Stack) -> None:
+    async with Client(stack.edge_url(0)) as one, Client(stack.edge_url(1)) as other:
+        for number in range(10):
+            here, there = (one, other) if number % 2 else (other, one)
+            conversation = await here.create(title="first")
+            path = f"/v1/conversations/{conversation}"
+            assert await newest_in(there) == (conversation, "first")
+            assert (await there.http.patch(path, json={"title": "second"})).status_code == 200
+            assert await newest_in(here) == (conversation, "second")
+            assert (await here.snapshot(conversation))["title"] == "second"
+            async with there.events(conversation) as stream, asyncio.timeout(ENDED_S):
+                await stream.until("title")
+                assert (await here.http.delete(path)).status_code == 204
+                assert (await there.http.get(path)).status_code == 404
+                assert (await newest_in(there))[0] != conversation
+                assert (await stream.rest())[-1].event == "deleted"
+            async with asyncio.timeout(ENDED_S):
+                while await stored(stack.nats.url, conversation):
+                    await asyncio.sleep(POLL_S)
+
+
+async def newest_in(client: Client) -> tuple[str, str]:
+    """The first conversation in the user's list, and its title."""
+    listed = (await client.http.get("/v1/conversations")).json()["conversations"]
+    return (listed[0]["id"], listed[0]["title"]) if listed else ("", "")

@@ -13,7 +13,8 @@ from opentelemetry import metrics
 
 from . import events, limits
 from .connection import Refused, Unavailable
-from .tape import Entry, Record, Stale, Tape
+from .record import Entry, Record
+from .tape import Gone, Stale, Tape
 
 _meter = metrics.get_meter("tapeline")
 _latency: Final = _meter.create_histogram("tapeline.append.duration", "s", "One acknowledged append")
@@ -31,7 +32,8 @@ class Overtaken(Exception):
 class Chain:
     """One writer's place in one conversation: `last` is the newest event it has seen.
 
-    `ends` is asked of every event that others put in between; True ends this writer with `Overtaken`.
+    `ends` is asked of every event that others put in between; True ends this writer with `Overtaken`. That the
+    conversation was deleted ends every writer.
     """
 
     def __init__(
@@ -95,11 +97,16 @@ class Chain:
             true_last = await self.tape.last(self.conversation)
             if true_last < self.last:
                 raise Overtaken(None)  # the log is shorter than what we saw: purged
-        between = await self.tape.read(self.conversation, self.last, until=None if true_last == -1 else true_last)
+        try:
+            between = await self.tape.read(self.conversation, self.last, until=None if true_last == -1 else true_last)
+        except Gone as gone:
+            raise Overtaken(None) from gone
+        if between and not between[0].follows(self.last):
+            raise Overtaken(None)  # purged, and begun again
         if batch and between and between[0].prev == self.last and between[0].data == batch[0].data:
             return [record.seq for record in between[: len(batch)]]
         for record in between:
-            if self._ends(record):
+            if record.deletes or self._ends(record):
                 raise Overtaken(record)
             self.last = record.seq
         return []

@@ -5,13 +5,18 @@ It knows nothing of streams and subjects: `tape` does.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from . import limits
 
@@ -31,6 +36,10 @@ class Unavailable(Exception):
 
 class Refused(Exception):
     """The server will not do this, now or later."""
+
+
+class Denied(Refused):
+    """The credentials that we were given do not allow this."""
 
 
 class ApiError(msgspec.Struct):
@@ -80,22 +89,42 @@ class Pulse:
             self.felt(whom)
 
 
+class Connection(Client):
+    """nats-py's client, but for the headers of what it receives."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # nats-py looks at every character of every name: measured, more than a third of what an edge did.
+        headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name.strip()] = value.strip()
+        return headers
+
+
+# Requests under way, each with its subject, lest one that is denied wait for an answer that cannot come.
+_waiting: Final[WeakKeyDictionary[Client, dict[asyncio.Timeout, str]]] = WeakKeyDictionary()
+_DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py says it in lower case
+
 Doubts = set[Callable[[], None]]  # who wants to know that the connection was lost and is back
 
 
 async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
-    """A connection that comes back by itself for as long as it lives. Raises `Unavailable`."""
-    nc = Client()
+    """A connection that comes back by itself for as long as it lives. Raises `Unavailable`, `Denied`."""
+    nc = Connection()
     refused: Exception | None = None
 
     async def on_error(error: Exception) -> None:
         nonlocal refused
-        if isinstance(error, nats.errors.SlowConsumerError):
-            log.debug("live copies were dropped: %s", error)  # the follower sees the gap and heals it
+        if is_denial(error):
+            log.error("these credentials do not allow it: %s", reason(error))
+            _deny(nc, error)
         elif nc.is_connected:
             log.warning("nats: %s", reason(error))
         else:
-            refused = error  # one more try that failed: that the connection is lost has been said
+            if not (refused and _is_rejection(refused)):  # after which the server may just hang up on us
+                refused = error  # one more try that failed: that the connection is lost has been said
             log.debug("nats: %s", reason(error))
 
     async def on_disconnect() -> None:
@@ -107,10 +136,13 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
         for doubt in tuple(doubts or ()):
             doubt()
 
+    named, known = login(url)
     try:
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(servers(url)) + 1):
+        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(named) + 1):
             await nc.connect(
-                servers(url),
+                named,
+                user=known[0] if known else None,
+                password=known[1] if known else None,
                 name=name,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
@@ -122,8 +154,33 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
                 max_outstanding_pings=2,
             )
     except (OSError, TimeoutError, nats.errors.Error) as error:
+        if _is_rejection(refused or error):
+            raise Denied(f"NATS at {_redacted(url)} does not accept these credentials") from error
         raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {reason(refused or error)}") from error
     return nc
+
+
+class _Straight:
+    """Stands where a subscription of nats-py has its queue."""
+
+    def __init__(self, take: Callable[[Msg], None]) -> None:
+        self._take = take
+
+    def put_nowait(self, message: Msg) -> None:
+        try:
+            self._take(message)
+        except Exception:  # it would end the connection's read loop
+            log.exception("a message on %s could not be taken", message.subject)
+
+
+async def listen(nc: Client, subject: str, take: Callable[[Msg], None]) -> Subscription:
+    """Has `take` called with each message as it is read, before anything else is; it must not wait, and bounds what it
+    keeps. nats-py itself has a queue and a task for each subscription: 4 KiB, and one more turn of the loop a message.
+    """
+    subscription = await nc.subscribe(subject, pending_bytes_limit=0)
+    subscription._pending_queue = _Straight(take)  # type: ignore[assignment] # noqa: SLF001 - see above
+    subscription._message_iterator = None  # noqa: SLF001 - it has the queue
+    return subscription
 
 
 async def api(nc: Client, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -145,15 +202,52 @@ def failure(error: ApiError, words: str) -> Unavailable | Refused:
 
 
 async def reply(nc: Client, subject: str, body: bytes, timeout_s: float, headers: dict[str, str] | None = None) -> Msg:
-    """Sends a request and waits for its reply. Raises what nats-py raises, and `TimeoutError`."""
+    """Sends a request and waits for its reply. Raises what nats-py raises, `TimeoutError`, `Denied`."""
     # Not nats-py's own timeout: that is `wait_for`, which in Python 3.11 can swallow a cancellation when the reply
     # comes at the same moment, and then whoever cancelled waits for ever.
-    async with asyncio.timeout(timeout_s):
+    async with answered(nc, subject, timeout_s):
         return await nc.request(subject, body, timeout=None, headers=headers)  # type: ignore[arg-type]
 
 
+@asynccontextmanager
+async def answered(nc: Client, subject: str, timeout_s: float) -> AsyncIterator[None]:
+    """For what is sent to `subject` within and waits for an answer. Raises `TimeoutError`, and `Denied` at once."""
+    waiting = _waiting.setdefault(nc, {})
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            waiting[limit] = subject
+            yield
+    except TimeoutError:
+        if limit not in waiting:
+            raise Denied(f"these credentials do not allow publishing to {subject}") from None
+        raise
+    finally:
+        waiting.pop(limit, None)
+
+
+def is_denial(error: Exception) -> bool:
+    """Whether the server says that our credentials do not allow something."""
+    return "permissions violation" in reason(error).lower()
+
+
+def _is_rejection(error: Exception) -> bool:
+    """Whether the server says that it does not know our credentials."""
+    return "authorization violation" in reason(error).lower()
+
+
+def _deny(nc: Client, error: Exception) -> None:
+    """Ends the wait of every request to the subject that was denied."""
+    if denied := _DENIED.search(reason(error).lower()):
+        waiting = _waiting.get(nc, {})
+        for limit in [limit for limit, subject in waiting.items() if subject.lower() == denied[1]]:
+            if not limit.expired():
+                del waiting[limit]
+                limit.reschedule(asyncio.get_running_loop().time())
+
+
 async def request(nc: Client, subject: str, body: bytes) -> Msg:
-    """Asks JetStream something that changes nothing. Raises `Unavailable`."""
+    """Asks JetStream something that changes nothing. Raises `Unavailable`, `Denied`."""
     try:
         return await reply(nc, subject, body, limits.READ_TIMEOUT_S)
     except (nats.errors.Error, TimeoutError) as error:
@@ -168,6 +262,20 @@ def reason(error: Exception) -> str:
 def servers(url: str) -> list[str]:
     """The servers that a setting names, separated by commas."""
     return [server.strip() for server in url.split(",") if server.strip()]
+
+
+def login(url: str) -> tuple[list[str], tuple[str, str] | None]:
+    """The servers that a setting names, and the user and the password where it names one for all of them.
+
+    These are then no part of a server's address, so that one comes in also at a server of which only the others told
+    us, and knows that one for the same which is told of twice.
+    """
+    named = servers(url)
+    found = {(parts.username, parts.password) for parts in map(urlsplit, named)}
+    user, password = found.pop() if len(found) == 1 else (None, None)
+    if user is None or password is None:
+        return named, None
+    return list(map(_without_credentials, named)), (user, password)
 
 
 def _redacted(url: str) -> str:

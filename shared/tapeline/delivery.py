@@ -8,18 +8,19 @@ at a time. Knows nothing of what a delivery says. Needs `tapeline[tools]`.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 import nats.errors
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
+from faststream.nats.security import NatsUserPassword
 from nats.aio.msg import Msg
 from nats.js.errors import ServiceUnavailableError
 
 from . import limits
-from .connection import Pulse, Unavailable, servers
+from .connection import Denied, Pulse, Unavailable, is_denial, login, reason
 from .tape import Tape
 
 log = logging.getLogger(__name__)
@@ -123,22 +124,34 @@ class Deliveries:
 
     def __init__(self, nats_url: str, name: str, take: Take) -> None:
         self._take = take
+        named, known = login(nats_url)
         quiet = logging.getLogger(f"{__name__}.faststream")
         quiet.setLevel(logging.ERROR)  # that a connection comes and goes, the tape's own says
         self._broker = NatsBroker(
-            servers(nats_url),
+            named,
             name=name,
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             graceful_timeout=limits.TAKE_CANCEL_S,  # whoever stops has waited already
             logger=quiet,
+            error_cb=self._failed,
+            security=NatsUserPassword(*known) if known else None,
             apply_types=False,
         )
-        self._subscribers: list[Any] = []
+        self._subscribers: dict[tuple[str, str], Any] = {}
         self._pulse: Pulse | None = None
+        self._denial: Exception | None = None
 
-    def bind(self, stream: str, durable: str, subject: str) -> None:
-        """Adds a consumer; before `start`."""
+    async def start(self) -> None:
+        """Connects. Raises `Unavailable`."""
+        with _available():
+            await self._broker.start()
+            self._pulse = Pulse(await self._broker.connect())
+
+    async def bind(self, stream: str, durable: str, subject: str) -> None:
+        """Begins to take what this consumer delivers, unless it does already; after `start`. Raises `Unavailable`."""
+        if (stream, durable) in self._subscribers:
+            return
         subscriber = self._broker.subscriber(
             subject,
             stream=JStream(stream, declare=False),
@@ -148,43 +161,61 @@ class Deliveries:
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
             decoder=_untouched,
+            persistent=False,  # so that the broker forgets it when we do
         )
         subscriber(self._handle)
-        self._subscribers.append(subscriber)
+        with _available():
+            await subscriber.start()
+        subscription: Any = subscriber.subscription
+        subscription.fetch = _paced(subscription.fetch)
+        self._subscribers[stream, durable] = subscriber
 
-    async def start(self) -> None:
-        """Begins to take. Raises `Unavailable`."""
-        try:
-            await self._broker.start()
-            self._pulse = Pulse(await self._broker.connect())
-            for subscriber in self._subscribers:
-                subscriber.subscription.fetch = _paced(subscriber.subscription.fetch)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(f"cannot take deliveries: {str(error) or type(error).__name__}") from error
+    async def unbind(self, stream: str, durable: str) -> None:
+        """Fetches no more from this consumer; what was taken can still be answered."""
+        if (subscriber := self._subscribers.pop((stream, durable), None)) is None:
+            return
+        subscriber.running = False  # it ends after the fetch that is under way
+        with contextlib.suppress(nats.errors.Error):  # the connection is gone, and so are the deliveries
+            await subscriber.subscription.unsubscribe()
 
     async def check(self) -> None:
-        """To be called now and then: moves to another server where this one is cut off from its cluster."""
+        """To be called now and then: moves to another server where this one is cut off from its cluster.
+
+        Raises `Denied` where the credentials do not allow taking or answering.
+        """
+        if self._denial is not None:
+            raise Denied(f"these credentials do not allow it: {reason(self._denial)}")
         if self._pulse is not None:
             await self._pulse.take()
 
     async def stop_taking(self) -> None:
         """Fetches no more; what was taken can still be answered."""
-        for subscriber in self._subscribers:
-            if subscriber.subscription is not None:
-                with contextlib.suppress(nats.errors.Error):  # the connection is gone, and so are the deliveries
-                    await subscriber.subscription.unsubscribe()
+        for binding in list(self._subscribers):
+            await self.unbind(*binding)
 
     async def close(self) -> None:
         """Ends the connection, after `stop_taking`."""
-        for subscriber in self._subscribers:
-            subscriber.running = False
-            subscriber.subscription = None  # FastStream would unsubscribe it once more, which raises
+        for subscriber in self._broker.subscribers:
+            ended: Any = subscriber
+            ended.subscription = None  # FastStream would unsubscribe it once more, which raises
         # NATS is away: nothing is left to say to it. uvloop calls writing to a lost connection a RuntimeError.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self._broker.stop()
 
+    async def _failed(self, error: Exception) -> None:
+        if is_denial(error):
+            self._denial = error
+
     async def _handle(self, message: NatsMessage) -> None:
         await self._take(Delivery(message))
+
+
+@contextlib.contextmanager
+def _available() -> Iterator[None]:
+    try:
+        yield
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise Unavailable(f"cannot take deliveries: {reason(error)}") from error
 
 
 async def _said(word: Coroutine[Any, Any, None]) -> None:

@@ -37,49 +37,81 @@ def streams(deployment: Deployment) -> list[dict[str, Any]]:
         shared
         | {
             "name": subjects.stream(shard),
-            "subjects": [f"tape.{shard}.>", f"wake.{shard}.>"],
+            "subjects": [f"tape.{shard}.>"],
             "allow_atomic": True,
             "allow_msg_ttl": True,
-            "allow_msg_schedules": True,
             "republish": {"src": f"tape.{shard}.>", "dest": f"live.tape.{shard}.>"},
             "metadata": deployment.metadata,
         }
         for shard in range(deployment.shards)
     ]
+    # Not among the events: a stream that allows schedules lets whoever can write one of its subjects write all of them,
+    # and purge it by a roll-up.
+    wakes = shared | {
+        "name": subjects.WAKES,
+        "subjects": ["wake.>"],
+        "allow_msg_ttl": True,
+        "allow_msg_schedules": True,
+    }
     registry = shared | {
         "name": f"KV_{subjects.REGISTRY}",
         "subjects": [f"$KV.{subjects.REGISTRY}.>"],
         "max_msgs_per_subject": 1,
         "max_age": int(limits.REGISTRY_TTL_S * SECOND_NS),
         "discard": "new",
-        "allow_rollup_hdrs": True,
+        "allow_rollup_hdrs": False,  # or one worker could withdraw what others offer
         "deny_delete": True,
     }
     dead = shared | {"name": subjects.DEAD, "subjects": ["dead.>"]}
-    return [*tapes, registry, dead]
+    lists = shared | {
+        "name": subjects.LISTS,
+        "subjects": ["list.>"],
+        "max_msgs_per_subject": 1,
+        "allow_atomic": True,
+        "allow_msg_ttl": True,
+    }
+    passing = shared | {"max_msgs_per_subject": 1}  # on disk: the server forgets a stream in memory when it restarts
+    counters = passing | {
+        "name": subjects.COUNTERS,
+        "subjects": ["count.>"],
+        "allow_msg_counter": True,  # which excludes a TTL for each message
+        "max_age": int(limits.COUNTER_TTL_S * SECOND_NS),
+    }
+    leases = passing | {
+        "name": subjects.LEASES,
+        "subjects": ["lease.>"],
+        "max_age": int(limits.LEASE_TTL_S * SECOND_NS),
+    }
+    results = shared | {  # append only: whoever stores one can neither change nor push out what is there
+        "name": subjects.RESULTS,
+        "subjects": ["result.>"],
+        "max_msgs_per_subject": limits.RESULT_CHUNKS_MAX,
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "allow_rollup_hdrs": False,
+        "deny_delete": True,
+    }
+    return [*tapes, wakes, registry, dead, results, lists, counters, leases]
 
 
 def consumers(deployment: Deployment) -> list[Consumer]:
     """The durable consumers that wake inference. Tool workers make their own: see `tools.worker`."""
-    return [
+    shared = {
+        "durable_name": subjects.TRIGGERS,
+        "ack_policy": "explicit",
+        "ack_wait": int(limits.ACK_WAIT_S * SECOND_NS),
+        "max_deliver": -1,  # the worker counts, and ends a poisoned run with `error`
+        "max_ack_pending": limits.TRIGGERS_PENDING_MAX,
+    }
+    tapes = [
         Consumer(
             subjects.stream(shard),
             subjects.TRIGGERS,
-            {
-                "durable_name": subjects.TRIGGERS,
-                "filter_subjects": [
-                    f"tape.{shard}.*.{subjects.INPUT}",
-                    f"tape.{shard}.*.{subjects.TOOL}",
-                    f"wake.{shard}.due.>",
-                ],
-                "ack_policy": "explicit",
-                "ack_wait": int(limits.ACK_WAIT_S * SECOND_NS),
-                "max_deliver": -1,  # the worker counts, and ends a poisoned run with `error`
-                "max_ack_pending": limits.TRIGGERS_PENDING_MAX,
-            },
+            shared | {"filter_subjects": [f"tape.{shard}.*.{subjects.INPUT}", f"tape.{shard}.*.{subjects.TOOL}"]},
         )
         for shard in range(deployment.shards)
     ]
+    return [*tapes, Consumer(subjects.WAKES, subjects.TRIGGERS, shared | {"filter_subject": "wake.*.due.>"})]
 
 
 async def apply(nc: Client, deployment: Deployment) -> list[str]:
@@ -119,6 +151,8 @@ async def _apply(nc: Client, deployment: Deployment, changes: list[str]) -> None
         if _differences(wanted, found):
             await api(nc, f"STREAM.UPDATE.{name}", _merged(wanted, found))
             changes.append(f"updated stream {name}")
+        if found.get("allow_msg_schedules") and "allow_msg_schedules" not in wanted:
+            log.warning("stream %s still allows schedules, for ever: see docs/operating.md, Who may write what", name)
     for stream, name, config in consumers(deployment):
         found = await _consumer(nc, stream, name)
         if found is None or _differences(config, found):
@@ -165,7 +199,7 @@ def _differences(wanted: Settings, found: Settings) -> list[str]:
         actual = found.get(key)
         if key == "metadata":
             actual = {name: (actual or {}).get(name) for name in value}
-        if actual != value:
+        if actual != value and (actual or value):
             different.append(key)
     return different
 

@@ -15,11 +15,16 @@ from typing import Final
 from .connection import Refused, Unavailable, servers
 
 EX_CONFIG: Final = 78
+EX_SOFTWARE: Final = 70
 NATS_URL: Final = "TAPELINE_NATS_URL"
 
 
 class ConfigError(Exception):
     """The environment asks for what cannot be. The message says what to do."""
+
+
+class Broken(Exception):
+    """This process cannot go on, and a fresh one can. The message says why."""
 
 
 class Settings:
@@ -40,6 +45,10 @@ class Settings:
     def text(self, name: str, default: str = "") -> str:
         return self.environ.get(name, "").strip() or default
 
+    def several(self, name: str) -> list[str]:
+        """What is listed, separated by commas."""
+        return [one.strip() for one in self.text(name).split(",") if one.strip()]
+
     def number(self, name: str, default: int, *, least: int, most: int | None = None) -> int:
         """A whole number within bounds. Raises `ConfigError`."""
         text = self.text(name)
@@ -52,25 +61,32 @@ class Settings:
 
 
 def run(service: str, main: Callable[[Settings], Awaitable[None]]) -> None:
-    """Runs a service to its end. Exits with 78 and one line on a configuration error."""
-    logging.basicConfig(
-        level=os.environ.get("TAPELINE_LOG", "INFO").upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("nats").setLevel(logging.WARNING)
+    """Runs a service to its end. Exits with 78 and one line on a configuration error, with 70 where `Broken`."""
+    environment = Settings(os.environ)
 
     async def started() -> None:
-        await main(Settings(os.environ))
+        await main(environment)
 
     try:
+        _log(environment.text("TAPELINE_LOG", "INFO").upper())
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(started())
     except (ConfigError, Refused, Unavailable) as error:
         print(f"{service}: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
+    except Broken as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        sys.exit(EX_SOFTWARE)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _log(level: str) -> None:
+    levels = logging.getLevelNamesMapping()
+    if level not in levels:
+        raise ConfigError(f"TAPELINE_LOG is {level!r}; it must be one of {', '.join(levels)}")
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("nats").setLevel(logging.WARNING)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

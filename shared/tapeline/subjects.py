@@ -4,6 +4,7 @@ A conversation is one chain of events under `tape.<shard>.<conversation>.`; the 
 its subject, follows its writer, so that NATS permissions can.
 """
 
+import hashlib
 import re
 import zlib
 from typing import Final
@@ -20,9 +21,14 @@ DUE: Final = "due"  # not an event: a timer that fired
 FACTS: Final = "fact.>"
 ALL: Final = ">"
 
-TRIGGERS: Final = "inference"  # the durable consumer that wakes inference, one per shard
+TRIGGERS: Final = "inference"  # the durable consumer that wakes inference: one per shard, one of the timers
+WAKES: Final = "WAKES"  # the stream of timers
 DEAD: Final = "DEAD"  # the dead-letter stream
 REGISTRY: Final = "tapeline_tools"  # the bucket of tools on offer
+RESULTS: Final = "RESULTS"  # the stream of what tools returned that is too large for an event
+LISTS: Final = "LISTS"  # the stream of each user's list of conversations
+COUNTERS: Final = "COUNTERS"  # the stream of what each user has used in the last minutes
+LEASES: Final = "LEASES"  # the stream of what each user holds open at the moment
 
 _CONVERSATION = re.compile(rf"[A-Za-z0-9_-]{{1,{CONVERSATION_ID_CHARS_MAX}}}")
 _TOOL = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -63,6 +69,11 @@ def call(tool: str) -> str:
     return f"fact.call.{tool}"
 
 
+def result(conversation: str, call: str = "*", attempt: int | str = "*") -> str:
+    """Where one attempt at a call stores its result, in chunks; by default the filter over all of a conversation."""
+    return f"result.{conversation}.{call}.{attempt}"
+
+
 def alarm(shard: int, conversation: str, run: str) -> str:
     """Where a run's one timer is set; setting it again replaces it, purging it cancels it."""
     return f"wake.{shard}.at.{conversation}.{run}"
@@ -91,3 +102,28 @@ def dead(service: str) -> str:
 def tool_consumer(tool: str) -> str:
     """The durable consumer that all workers of one tool share, one per shard."""
     return f"tool_{tool}"
+
+
+def user(name: str) -> str:
+    """A user's name as one token of a subject: any name will do, and none can be read from it."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def listed(name: str, page: str = "*", conversation: str = "*") -> str:
+    """A conversation's entry in a user's list; by default the filter over all of them."""
+    return f"list.{user(name)}.{page}.{conversation}"
+
+
+def list_head(name: str) -> str:
+    """How many entries a user's list has ever had."""
+    return f"list.{user(name)}.head"
+
+
+def counter(name: str, what: str, window: int) -> str:
+    """How much of something (`messages`, `tokens`) a user has used in a window of time."""
+    return f"count.{user(name)}.{what}.{window}"
+
+
+def lease(name: str, holder: str = "*") -> str:
+    """How many streams a user has open at one edge, `holder`; by default the filter over all edges."""
+    return f"lease.{user(name)}.{holder}"

@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -18,15 +19,31 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from . import events, limits, subjects
-from .connection import ApiError, Doubts, Pulse, Refused, Unavailable, api, connect, failure, reason, reply
+from . import limits, subjects
+from .clock import now_ms
+from .connection import (
+    ApiError,
+    Denied,
+    Doubts,
+    Pulse,
+    Refused,
+    Unavailable,
+    answered,
+    api,
+    connect,
+    failure,
+    listen,
+    reason,
+    reply,
+)
 from .connection import request as ask
+from .events import NO_RUN
+from .record import FENCE, Entry, Record, record
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 STALE_CODES: Final = (10071, 10164)  # wrong last sequence: that it is; that an append is under way (replicated)
 NO_MESSAGE: Final = 10037
@@ -38,6 +55,13 @@ class Stale(Exception):
     def __init__(self, last: int) -> None:
         super().__init__(f"the conversation's last sequence is {last}")
         self.last = last
+
+
+class Gone(Exception):
+    """The conversation was deleted. Whatever has its id by now is another conversation."""
+
+    def __init__(self) -> None:
+        super().__init__("the conversation was deleted")
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,51 +86,26 @@ async def find(nc: Client) -> Deployment:
             replicas=config["num_replicas"],
             delta_ttl_s=int(config["metadata"]["tapeline.delta_ttl_s"]),
         )
+    except Denied:
+        raise
     except (Refused, KeyError, ValueError) as error:
         raise Refused("no tape is provisioned here; run `python -m services.provision`") from error
 
 
-class Record(NamedTuple):
-    """One stored event: its place in the log, and its bytes as they were written."""
-
-    seq: int
-    prev: int | None
-    """The conversation's event before it; None where its writer did not say."""
-    subject: str
-    data: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def kind(self) -> str:
-        return subjects.split(self.subject)[1]
-
-    @property
-    def is_fact(self) -> bool:
-        return ".fact." in self.subject
-
-    def event(self) -> events.AnyEvent | events.Unknown:
-        """What it says. Bytes that are no event are `Unknown` too: what nobody can read must stop nobody."""
-        try:
-            return events.decode(self.data)
-        except events.Undecodable:
-            return events.Unknown(type=events.UNDECODABLE)
-
-
-class Entry(NamedTuple):
-    """One event to be appended: its kind, its bytes, and headers besides the fence."""
-
-    kind: str
-    data: bytes
-    headers: Mapping[str, str] = {}
-
-
 class _Ack(msgspec.Struct):
     seq: int = 0
+    val: str = ""  # a counter's new total
     error: ApiError | None = None
 
 
 class _Stored(msgspec.Struct):
     seq: int = 0
+    subject: str = ""
+    data: bytes = b""  # base64 on the wire
+
+
+class _Counted(msgspec.Struct):
+    val: str
 
 
 class _Found(msgspec.Struct):
@@ -116,6 +115,7 @@ class _Found(msgspec.Struct):
 
 _ack = msgspec.json.Decoder(_Ack)
 _found = msgspec.json.Decoder(_Found)
+_counted = msgspec.json.Decoder(_Counted)
 _json = msgspec.json.Encoder().encode
 
 
@@ -126,7 +126,12 @@ class Tape:
         self.nc = nc
         self.deployment = deployment
         self._doubts = doubts
+        self._doubts.add(self._connected)
+        self._connected()
         self._pulse = Pulse(nc)
+        self._reading = asyncio.Semaphore(limits.READS_MAX)
+        self.storing = asyncio.Semaphore(limits.RESULTS_STORING_MAX)
+        """Of results, which are large: see `results`."""
 
     @classmethod
     async def open(cls, url: str, name: str) -> Self:
@@ -158,6 +163,14 @@ class Tape:
     def connected(self) -> bool:
         return self.nc.is_connected
 
+    @property
+    def connected_s(self) -> float:
+        """For how long there was no break."""
+        return time.monotonic() - self._connected_at
+
+    def _connected(self) -> None:
+        self._connected_at = time.monotonic()
+
     def shard(self, conversation: str) -> int:
         return subjects.shard(conversation, self.deployment.shards)
 
@@ -183,18 +196,23 @@ class Tape:
             return [await self.append(conversation, entries[0], after)]
         if len(entries) > limits.BATCH_EVENTS_MAX:
             raise Refused(f"a batch takes {limits.BATCH_EVENTS_MAX} events at most, not {len(entries)}")
-        batch = uuid4().hex
-        last = 0
-        for number, entry in enumerate(entries, start=1):
-            subject = self.subject(conversation, entry.kind)
-            headers = self._headers(entry) | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-            if number == 1:  # the fence goes on the first; its reply is empty, or says that batches do not work
-                await self._ask(subject, entry.data, headers | self._fence(conversation, after), staged=True)
-            elif number < len(entries):
-                await self._send(subject, entry.data, headers)
-            else:
-                last = await self._ask(subject, entry.data, headers | {"Nats-Batch-Commit": "1"})
+        batch = [(self.subject(conversation, entry.kind), entry.data, self._headers(entry)) for entry in entries]
+        last = await self._commit(batch, self._fence(conversation, after))
         return list(range(last - len(entries) + 1, last + 1))
+
+    async def _commit(self, batch: Sequence[tuple[str, bytes, dict[str, str]]], fence: Mapping[str, str]) -> int:
+        """Stores two or more messages, all or none; the last one's sequence."""
+        name = uuid4().hex
+        last = 0
+        for number, (subject, data, own) in enumerate(batch, start=1):
+            headers = own | {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
+            if number == 1:  # the fence goes on the first; its reply is empty, or says that batches do not work
+                await self._ask(subject, data, {**headers, **fence}, staged=True)
+            elif number < len(batch):
+                await self._send(subject, data, headers)
+            else:
+                last = await self._ask(subject, data, headers | {"Nats-Batch-Commit": "1"})
+        return last
 
     def _fence(self, conversation: str, after: int) -> dict[str, str]:
         return {FENCE: str(after), FENCE_SUBJECT: self.subject(conversation)}
@@ -214,6 +232,9 @@ class Tape:
             raise Unavailable(str(error)) from error
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str], *, staged: bool = False) -> int:
+        return (await self._acked(subject, data, headers, staged=staged)).seq
+
+    async def _acked(self, subject: str, data: bytes, headers: dict[str, str], *, staged: bool = False) -> _Ack:
         whom = ".".join(subject.split(".", 2)[:2])  # as many as there are streams
         try:
             message = await reply(self.nc, subject, data, limits.APPEND_TIMEOUT_S, headers)
@@ -225,7 +246,7 @@ class Tape:
         ack = _Ack() if staged and not message.data else _ack.decode(message.data)
         if ack.error is None:
             self._pulse.felt(whom)
-            return ack.seq
+            return ack
         if ack.error.err_code in STALE_CODES:
             number = ack.error.description.rpartition(" ")[2]
             raise Stale(int(number) if number.isdigit() else -1)
@@ -233,20 +254,32 @@ class Tape:
 
     # Reading
 
+    async def first(self, conversation: str, kind: str = subjects.ALL) -> Record | None:
+        """The conversation's first event, without its headers; from the leader: see `confirm`. Raises `Unavailable`."""
+        found = await self._found(
+            self._stream(conversation), {"seq": 1, "next_by_subj": self.subject(conversation, kind)}
+        )
+        return Record(found.seq, None, found.subject, found.data, {}) if found else None
+
     async def last(self, conversation: str, kind: str = subjects.ALL) -> int:
         """The conversation's last sequence, 0 where it has no event; from the leader, so not behind: see `confirm`."""
         return await self._last(self._stream(conversation), self.subject(conversation, kind))
 
     async def _last(self, stream: str, subject: str) -> int:
-        request = _json({"last_by_subj": subject})
+        found = await self._found(stream, {"last_by_subj": subject})
+        return found.seq if found else 0
 
-        async def once() -> int:
+    async def _found(self, stream: str, which: dict[str, Any]) -> _Stored | None:
+        """One event, as the leader has it."""
+        request = _json(which)
+
+        async def once() -> _Stored | None:
             message = await ask(self.nc, f"$JS.API.STREAM.MSG.GET.{stream}", request)
             found = _found.decode(message.data)
             if found.message is None and (found.error is None or found.error.err_code != NO_MESSAGE):
                 raise Unavailable(found.error.description if found.error else "no message")
             self._pulse.felt(stream)
-            return found.message.seq if found.message else 0
+            return found.message
 
         return await self.patiently(stream, once)
 
@@ -267,20 +300,31 @@ class Tape:
         if self.deployment.replicas > 1:
             await self.patiently(stream, once)
 
-    def pages(
+    async def pages(
         self, conversation: str, after: int = 0, kind: str = subjects.ALL, until: int | None = None
     ) -> AsyncGenerator[list[Record]]:
         """What is stored after sequence `after`, in order, a page at a time, up to the end of the log.
 
         Any replica answers, and may lag behind the leader. `until` is an event known to be stored, by default the
-        leader's newest: it is read for until it is there, or has been purged.
+        leader's newest: it is read for until it is there, or has been purged. Raises `Gone` where the conversation was
+        purged and begun again between two pages, `Unavailable`.
         """
-        return self._pages(self._stream(conversation), self.subject(conversation, kind), after, until)
+        seen = 0
+        pages = self._pages(self._stream(conversation), self.subject(conversation, kind), after, until)
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                for one in page:
+                    if not one.follows(seen):
+                        raise Gone
+                    seen = one.seq
+                yield page
 
     async def _pages(self, stream: str, subject: str, after: int, until: int | None) -> AsyncGenerator[list[Record]]:
         if until is None and self.deployment.replicas > 1:
             await self._confirm(stream)
             until = await self._last(stream, subject)
+            if not until:
+                return  # whatever a replica has of it was purged
         until = until or 0
         while True:
             more = True
@@ -320,11 +364,15 @@ class Tape:
         """
         if self.deployment.replicas == 1:
             return 0
-        stream = self._stream(conversation)
+        newest = await self._newest(self._stream(conversation), self.subject(conversation), known)
+        return max((record.seq for record in newest if record.is_fact), default=0)
+
+    async def _newest(self, stream: str, subject: str, known: int) -> list[Record]:
+        """The newest message at each subject that matches `subject`, from a replica that has message `known`."""
         while True:
-            newest, _ = await self._page(stream, {"multi_last": [self.subject(conversation)]})  # of each subject
-            if not await self._lags(stream, self.subject(conversation), newest[-1].seq if newest else 0, known):
-                return max((record.seq for record in newest if record.is_fact), default=0)
+            newest, cut = await self._page(stream, {"multi_last": [subject]})
+            if not cut and not await self._lags(stream, subject, newest[-1].seq if newest else 0, known):
+                return newest
 
     async def _page(self, stream: str, request: dict[str, Any]) -> tuple[list[Record], bool]:
         """One batched direct get: the records, and whether there are more."""
@@ -335,7 +383,7 @@ class Tape:
             end: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
             before = 0
 
-            async def take(message: Msg) -> None:
+            def take(message: Msg) -> None:
                 nonlocal before
                 headers = message.headers or {}
                 if end.done():
@@ -349,11 +397,15 @@ class Tape:
                     before = page[-1].seq
 
             inbox = self.nc.new_inbox()
-            subscription = await self.nc.subscribe(inbox, cb=take)
+            subscription = await listen(self.nc, inbox, take)
             try:
-                await self.nc.publish(subject, body, reply=inbox)
-                async with asyncio.timeout(limits.READ_TIMEOUT_S):
+                async with answered(self.nc, subject, limits.READ_TIMEOUT_S):
+                    await self.nc.publish(subject, body, reply=inbox)
                     status = await end
+            except TimeoutError:
+                if not page:
+                    raise
+                return page, True  # what came is whole, and a further try would have as much to read again
             finally:
                 if not self.nc.is_closed:
                     await subscription.unsubscribe()
@@ -363,7 +415,8 @@ class Tape:
                 raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
             return page, status.get("Nats-Num-Pending", "0") != "0"
 
-        return await self.patiently(stream, once)
+        async with self._reading:  # all at once, none would have its answer in time, nor the next time
+            return await self.patiently(stream, once)
 
     async def patiently(self, whom: str, once: Callable[[], Awaitable[T]]) -> T:
         """Reads change nothing, so they are tried again while NATS is away or `whom` has no leader, up to a limit."""
@@ -391,14 +444,10 @@ class Tape:
         """
         # No flush here: a flush that is cancelled, or times out, ends nats-py's read loop when its PONG comes.
 
-        async def deliver(message: Msg) -> None:
+        def taken(message: Msg) -> None:
             take(record(message))
 
-        subscription = await self.nc.subscribe(
-            subjects.live(self.subject(conversation)),
-            cb=deliver,
-            pending_msgs_limit=limits.FOLLOW_PENDING_MAX,
-        )
+        subscription = await listen(self.nc, subjects.live(self.subject(conversation)), taken)
         self._doubts.add(doubt)
         try:
             yield
@@ -422,34 +471,83 @@ class Tape:
 
     async def cancel_alarm(self, conversation: str, run: str) -> None:
         """Takes the run's alarm back, if one is set."""
+        subject = subjects.alarm(self.shard(conversation), conversation, run)
+        await api(self.nc, f"STREAM.PURGE.{subjects.WAKES}", {"filter": subject})
+
+    async def purge(self, conversation: str, through: int) -> None:
+        """Takes the conversation's events up to sequence `through`, and before them its alarms and results, so that
+        whoever purges because of an event still has it if this is cut short. One alarm it sets, for what a worker is
+        storing at this moment. Raises `Unavailable`, `Refused`.
+        """
         shard = self.shard(conversation)
-        subject = subjects.alarm(shard, conversation, run)
-        await api(self.nc, f"STREAM.PURGE.{subjects.stream(shard)}", {"filter": subject})
+        method = f"STREAM.PURGE.{subjects.stream(shard)}"
+        alarms = subjects.alarm(shard, conversation, subjects.ALL)
+        await api(self.nc, f"STREAM.PURGE.{subjects.WAKES}", {"filter": alarms})
+        await self.set_alarm(conversation, NO_RUN, now_ms() + int(limits.RESULTS_SWEEP_S * 1000))
+        await self.purge_results(conversation, through)
+        await api(self.nc, method, {"filter": self.subject(conversation), "seq": through + 1})
+
+    async def purge_results(self, conversation: str, through: int = 0) -> None:
+        """Takes the results stored beside the conversation, unless it has an event after sequence `through`: they may
+        be those of the next conversation under its id. Raises `Unavailable`, `Refused`.
+        """
+        stored = subjects.result(conversation)
+        newest = await self._last(subjects.RESULTS, stored)  # before it is known whose they are
+        await self.confirm(conversation)
+        if newest and await self.last(conversation) <= through:
+            await api(self.nc, f"STREAM.PURGE.{subjects.RESULTS}", {"filter": stored, "seq": newest + 1})
 
     # Beside the tape
 
-    async def put(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> int:
-        """Stores a message, unfenced, in whichever stream has its subject. Raises as `append` does."""
-        return await self._ask(subject, data, dict(headers or {}))
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str] | None = None,
+        after: int | None = None,
+        within: str | None = None,
+    ) -> int:
+        """Stores a message in whichever stream has its subject; with `after` only if that is the sequence of the
+        newest message at the subject, or of all that match `within`, 0 for none. Raises as `append` does.
+        """
+        fence = {} if after is None else {FENCE: str(after)}
+        if within is not None:
+            fence[FENCE_SUBJECT] = within
+        return await self._ask(subject, data, {**(headers or {}), **fence})
+
+    async def put_all(self, messages: Sequence[tuple[str, bytes]], after: int) -> None:
+        """Stores two or more messages, all or none, in the stream that has their subjects, if `after` is the sequence
+        of the newest message at the first one's subject. Raises as `append` does.
+        """
+        await self._commit([(subject, data, {}) for subject, data in messages], {FENCE: str(after)})
+
+    async def count(self, subject: str, by: int) -> int:
+        """Adds to a counter; its new total. Raises as `append` does, but for `Stale`."""
+        return int((await self._acked(subject, b"", {"Nats-Incr": str(by)})).val)
+
+    async def counted(self, stream: str, subject: str) -> int:
+        """A counter's total, 0 where nothing was counted. Raises `Unavailable`."""
+        found = await self._found(stream, {"last_by_subj": subject})
+        return int(_counted.decode(found.data).val) if found else 0
+
+    async def newest(self, stream: str, subject: str) -> list[Record]:
+        """The newest message at each subject that matches `subject`, 1,024 at most, by sequence: nothing that is
+        stored by now is missing. Takes time that depends on these alone.
+        """
+        known = 0
+        if self.deployment.replicas > 1:
+            await self._confirm(stream)
+            known = await self._last(stream, subject)
+        return await self._newest(stream, subject, known)
 
     async def stored(self, stream: str, subject: str) -> list[Record]:
         """What a small stream keeps under `subject`, in order."""
-        return [record async for page in self._pages(stream, subject, 0, None) for record in page]
+        return [record async for page in self.stored_pages(stream, subject) for record in page]
+
+    def stored_pages(self, stream: str, subject: str) -> AsyncGenerator[list[Record]]:
+        """The same a page at a time, for what may be large."""
+        return self._pages(stream, subject, 0, None)
 
     async def bury(self, service: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Puts what cannot be handled where an operator finds it."""
         await self.put(subjects.dead(service), data, headers)
-
-
-def record(message: Msg) -> Record:
-    """The record in a live copy or in a direct get's reply: both carry the same headers."""
-    headers = message.headers or {}
-    seq = int(headers["Nats-Sequence"])
-    fence = headers.get(FENCE)
-    if fence is not None:
-        prev: int | None = int(fence)
-    elif int(headers.get("Nats-Batch-Sequence", 0)) > 1:
-        prev = seq - 1  # inside a batch, sequences are contiguous
-    else:
-        prev = None
-    return Record(seq, prev, headers["Nats-Subject"], message.data, headers)
