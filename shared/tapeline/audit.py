@@ -6,10 +6,14 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .events import (
     Answer,
+    AnyEvent,
+    Approval,
     Conversation,
+    Deleted,
     Done,
     Error,
     Event,
@@ -18,6 +22,7 @@ from .events import (
     Step,
     Stop,
     Thinking,
+    Title,
     Token,
     ToolCall,
     ToolInput,
@@ -25,9 +30,11 @@ from .events import (
     ToolStarted,
     Undecodable,
     Unknown,
+    belongs,
     decode,
+    tag,
 )
-from .tape import Record
+from .record import Record
 
 
 @dataclass
@@ -35,6 +42,13 @@ class _Run:
     claimed: tuple[int, int] | None = None
     answered: set[int] = field(default_factory=set)
     calls: set[str] = field(default_factory=set)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    """Calls that wait for a person, and the arguments the model wrote."""
+    approved: dict[str, Any] = field(default_factory=dict)
+    """Calls that workers may have now, and do not have yet, and the arguments to run."""
+    held: set[str] = field(default_factory=set)
+    """Calls that no worker may begin: these, and those that were denied."""
+    started: set[str] = field(default_factory=set)
     results: set[str] = field(default_factory=set)
     stopped: bool = False
     ended: int | None = None
@@ -48,11 +62,12 @@ class _Run:
 def violations(records: Iterable[Record], *, complete: bool = True) -> list[str]:
     """What does not hold in a conversation's whole log, read from its first event, a line each.
 
-    `complete`: every run is expected to have ended, and its deltas to be kept still.
+    `complete`: every run is expected to have ended, unless the conversation was deleted, and its deltas to be kept
+    still.
     """
     found: list[str] = []
     runs: dict[str, _Run] = {}
-    last = 0
+    last = deleted = 0
     for record in records:
         seq = record.seq
         if seq <= last:
@@ -61,25 +76,32 @@ def violations(records: Iterable[Record], *, complete: bool = True) -> list[str]
             found.append(f"{seq} names no predecessor")
         elif record.prev != last and complete:
             found.append(f"{seq} was appended after {record.prev}, but {last} is before it")
+        event: AnyEvent | Unknown | None = None
         try:
             event = decode(record.data)
         except Undecodable as error:
             found.append(f"{seq} is no event: {error}")
+        if event is not None and not isinstance(event, Unknown) and not belongs(tag(event), record.kind):
+            found.append(f"{seq} is a {tag(event)}, which nobody may write to {record.kind}")
             event = None
         if last == 0 and not isinstance(event, Conversation):
             found.append(f"{seq} is first, and no conversation")
+        if deleted:
+            found.append(f"{seq} comes after the conversation was deleted at {deleted}")
         last = seq
-        if event is None or isinstance(event, Unknown | Conversation):
+        if record.deletes:
+            deleted = deleted or seq
+        if event is None or isinstance(event, Unknown | Conversation | Title | Deleted):
             continue
         found += [f"{seq} {type(event).__name__}: {what}" for what in _in_run(runs, seq, event, complete=complete)]
-    if complete:
+    if complete and not deleted:
         for name, run in runs.items():
             if run.ended is None:
                 found.append(f"run {name} has no terminal event")
             found += [
                 f"run {name}: call {call} has no result"
                 for call in sorted(run.calls - run.results)
-                if not run.cut_short
+                if not (run.cut_short and call in run.started)  # its worker is still to say what came of it
             ]
     return found
 
@@ -88,6 +110,8 @@ def _in_run(runs: dict[str, _Run], seq: int, event: Event, *, complete: bool) ->
     if isinstance(event, Message):
         if event.run in runs:
             yield "a second message of its run"
+        if event.replaces and event.replaces not in runs:
+            yield f"replaces the run {event.replaces}, which has no message"
         runs[event.run] = _Run()
         return
     run = runs.get(event.run)
@@ -129,17 +153,37 @@ def _in_run(runs: dict[str, _Run], seq: int, event: Event, *, complete: bool) ->
             if complete:
                 yield from _content(run, event)
         case ToolCall():
-            if event.call in run.calls:
+            if event.call not in run.calls:
+                run.calls.add(event.call)
+                if event.needs_approval:
+                    run.waiting[event.call] = event.arguments
+                    run.held.add(event.call)
+            elif event.call not in run.approved:
                 yield f"a second issue of call {event.call}"
-            run.calls.add(event.call)
+            else:
+                run.held.discard(event.call)
+                if run.approved.pop(event.call) != event.arguments:
+                    yield f"call {event.call} is issued with arguments that nobody approved"
+        case Approval():
+            if event.call not in run.waiting:
+                yield f"call {event.call} does not wait for approval"
+            elif event.approved:
+                asked = run.waiting[event.call]
+                run.approved[event.call] = asked if event.arguments is None else event.arguments
+            run.waiting.pop(event.call, None)
         case ToolStarted() | ToolResult() if event.call not in run.calls:
             yield f"call {event.call} was never issued"
         case ToolStarted() if event.call in run.results:
             yield f"call {event.call} starts after its result"
+        case ToolStarted() if event.call in run.held:
+            yield f"call {event.call} starts without its approval"
+        case ToolStarted():
+            run.started.add(event.call)
         case ToolResult():
             if event.call in run.results:
                 yield f"a second result of call {event.call}"
             run.results.add(event.call)
+            run.waiting.pop(event.call, None)
         case Done() | Error():
             run.ended = seq
             run.cut_short = isinstance(event, Error) or event.reason == "stopped"

@@ -1,4 +1,4 @@
-"""What can be on the tape: one tagged union, its codec, and nothing else.
+"""What can be on the tape: one tagged union, its codec, and who may write what of it.
 
 JSON on the wire. Every event has `type` (the tag), `run` and `ts`; model events also `step` and `attempt`.
 New fields need defaults; a tag is never reused. What a reader does not know it passes through: see `Unknown`.
@@ -9,8 +9,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from . import subjects
+
 NO_RUN: Final = "-"  # the run of events that belong to the conversation itself
 UNDECODABLE: Final = "undecodable"  # the type by which readers know what is no event at all
+MISPLACED: Final = "misplaced"  # the type by which readers know what its writer had no right to write
 
 JsonObject = Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": True})]
 Arguments = Annotated[
@@ -55,6 +58,19 @@ class Conversation(Event, tag="conversation"):
     metadata: JsonObject = {}
 
 
+class Title(Event, tag="title"):
+    """Somebody named the conversation, which has this title from here on; its run is `-`."""
+
+    title: str
+    by: str = ""
+
+
+class Deleted(Event, tag="deleted"):
+    """Somebody deleted the conversation: nothing follows, and all of it is purged; its run is `-`."""
+
+    by: str = ""
+
+
 class Message(Event, tag="message"):
     """The user says something; this starts the run."""
 
@@ -62,6 +78,9 @@ class Message(Event, tag="message"):
     by: str = ""
     model: str = ""
     on_busy: OnBusy = "reject"
+    replaces: Annotated[
+        str, Meta(description="A run before it: that one and all after it no longer count; empty: it adds to them.")
+    ] = ""
 
 
 class Stop(Event, tag="stop"):
@@ -98,7 +117,10 @@ class Step(ModelEvent, tag="step"):
     worker: str
     trigger: Annotated[
         int,
-        Meta(description="Sequence of the event that woke the worker; its redelivery hands the step over."),
+        Meta(
+            description="Sequence of the event that woke the worker; its redelivery hands the step over. "
+            "Below 0: a timer's, among the timers."
+        ),
     ]
     delivery: Annotated[int, Meta(description="Which delivery of the trigger; only a later one may take over.")] = 1
     model: str = ""
@@ -157,13 +179,16 @@ class Answer(ModelEvent, tag="answer"):
 
 
 class ToolCall(ModelEvent, tag="tool_call"):
-    """A tool is to be run."""
+    """A tool is to be run. One that needs approval is written twice: to ask a person, and once approved for workers."""
 
     call: Annotated[str, Meta(description="Unique in the deployment: the tool's idempotency key.")]
     tool: str
     arguments: Arguments
-    deadline: Annotated[int, Meta(description="ms since the epoch.")]
+    deadline: Annotated[
+        int, Meta(description="ms since the epoch: of the call; where it asks for approval, of the decision.")
+    ]
     needs_approval: bool = False
+    timeout_ms: Annotated[int, Meta(description="What the call will have from its approval on; 0: it needs none.")] = 0
 
 
 class Error(ModelEvent, tag="error"):
@@ -208,10 +233,25 @@ class ToolStarted(ToolEvent, tag="tool_started"):
 
 
 class ToolProgress(ToolEvent, tag="tool_progress"):
-    """How far a running call is."""
+    """How far a running call is: the newest counts. `text` is output, as it comes: all of it counts, in order."""
 
     fraction: Annotated[float, Meta(ge=0, le=1)] | None = None
     message: str = ""
+    text: str = ""
+
+
+class Stored(msgspec.Struct, kw_only=True):
+    """A result too large for an event: it is kept beside the tape, and `GET …/calls/{call}/result` has all of it."""
+
+    bytes: Annotated[int, Meta(ge=1, description="Of the whole content as JSON.")]
+    sha256: Annotated[
+        str, Meta(pattern="^[0-9a-f]{64}$", max_length=64, description="Hex digest of the whole content as JSON.")
+    ]
+    chunks: Annotated[int, Meta(ge=1, description="Messages in the stream RESULTS.")]
+    attempt: Annotated[int, Meta(ge=1, description="Which stored it.")]
+    preview: Annotated[
+        str, Meta(description="The beginning of the content: of its text where it is a string, else of its JSON.")
+    ]
 
 
 class ToolResult(ToolEvent, tag="tool_result"):
@@ -219,7 +259,8 @@ class ToolResult(ToolEvent, tag="tool_result"):
 
     outcome: Outcome
     is_error: bool = False
-    content: Annotated[AnyJson, Meta(description="What the tool returned.")] = None
+    content: Annotated[AnyJson, Meta(description="What the tool returned; null where it is `stored`.")] = None
+    stored: Stored | None = None
     message: Annotated[str, Meta(description="What went wrong, where `is_error`.")] = ""
     duration_ms: int = 0
 
@@ -236,6 +277,8 @@ Delta = Thinking | Token | ToolInput
 Terminal = Done | Error
 AnyEvent = (
     Conversation
+    | Title
+    | Deleted
     | Message
     | Stop
     | Approval
@@ -251,6 +294,25 @@ AnyEvent = (
     | Error
     | Done
 )
+
+
+_PLACES: Final = {
+    subjects.INPUT: {"conversation", "title", "deleted", "message", "stop", "approval"},
+    # A call that goes to no worker is settled by inference, which is why it may write a result.
+    subjects.MODEL: {"step", "answer", "tool_call", "tool_result", "error", "done"},
+    subjects.MODEL_DELTA: {"thinking", "token", "tool_input"},
+    subjects.TOOL: {"tool_started", "tool_result"},
+    subjects.TOOL_DELTA: {"tool_progress"},
+}
+_CALL: Final = {"tool_call"}
+_KNOWN: Final = set().union(*_PLACES.values())
+
+
+def belongs(type: str, kind: str) -> bool:  # noqa: A002 - what it is called on the wire
+    """Whether an event of this type may stand on a subject of this kind. NATS lets a service write to its own subjects
+    only, and this is what that is worth: a tool worker's `token` is no token. A type nobody knows may stand anywhere.
+    """
+    return type not in _KNOWN or type in _PLACES.get(kind, _CALL)
 
 
 class Undecodable(ValueError):
@@ -273,6 +335,11 @@ def decode(data: bytes) -> AnyEvent | Unknown:
         return peek(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(str(error)) from error
+
+
+def tag(event: AnyEvent) -> str:
+    """The event's type."""
+    return str(event.__struct_config__.tag)
 
 
 def peek(data: bytes) -> Unknown:

@@ -22,7 +22,9 @@ from .events import (
     Outcome,
     Step,
     Stop,
+    Stored,
     Thinking,
+    Title,
     Token,
     ToolCall,
     ToolInput,
@@ -31,7 +33,7 @@ from .events import (
     ToolStarted,
     Unknown,
 )
-from .tape import Record
+from .record import Record
 
 
 class CallState(msgspec.Struct, kw_only=True):
@@ -41,18 +43,32 @@ class CallState(msgspec.Struct, kw_only=True):
     tool: str
     arguments: Any
     deadline: int
+    """ms since the epoch; of the decision while it waits, then of the call."""
     needs_approval: bool = False
+    timeout_ms: int = 0
+    """What it has from its approval on."""
     approved: bool | None = None
-    status: Literal["pending", "running", "done"] = "pending"
+    decided_by: str = ""
+    reason: str = ""
+    """As whoever decided gave it."""
+    status: Literal["waiting", "decided", "pending", "running", "done"] = "pending"
+    """It waits for a person; who has decided, and inference has not acted on that yet; it waits for a worker; …"""
+    issued_ts: int | None = None
+    """When workers could take it, ms since the epoch."""
     worker: str = ""
     attempt: int = 0
     delivery: int = 0
     """Of the `tool_call`, with which its worker claimed it."""
+    event_id: int = 0
+    """Sequence of the worker's claim."""
     started_ts: int | None = None
     progress: dict[str, Any] | None = None
+    output: str = ""
+    """What it has put out while it runs; then its result takes the place of this."""
     outcome: Outcome | None = None
     is_error: bool = False
     content: Any = None
+    stored: Stored | None = None
     message: str = ""
     duration_ms: int = 0
 
@@ -110,9 +126,17 @@ class RunState(msgspec.Struct, kw_only=True):
     run: str
     status: Literal["queued", "active", "done", "error"]
     message: MessageState
+    replaces: str = ""
+    """The run before it whose place it takes."""
+    replaced_by: str = ""
+    """The newest run in whose favour this one no longer counts."""
     model: str = ""
     active_ts: int = 0
     """When its turn came, ms since the epoch: its own message's time, or the end of the run before it."""
+    waited_ms: int = 0
+    """How long people were waited for, one or several at once, until `waiting_since`."""
+    waiting_since: int | None = None
+    """Since when a person is waited for, ms since the epoch."""
     steps: list[StepState] = []
     stopped: bool = False
     reason: str = ""
@@ -142,14 +166,35 @@ class State(msgspec.Struct, kw_only=True):
 
     about: Conversation | None = None
     """Its first event; None where the conversation does not exist."""
+    title: str = ""
+    titled_event_id: int = 0
+    """The event it has its title from."""
+    deleted: bool = False
+    """It is as if it did not exist, until it does not."""
     runs: dict[str, RunState] = {}
     last_event_id: int = 0
     """The newest event folded in."""
 
     @property
     def active(self) -> RunState | None:
-        """The run whose turn it is: the first that has not ended."""
-        return next((run for run in self.runs.values() if not run.ended), None)
+        """The run whose turn it is: the first that has not ended. None where the conversation was deleted."""
+        return next((run for run in self.runs.values() if not (run.ended or self.deleted)), None)
+
+    def before(self, run: RunState) -> list[RunState]:
+        """The runs that count for `run`: those before it, but what each message on the way replaced, and its own.
+
+        What is said after it changes nothing here, so a run that is replaced while it is answered keeps its branch.
+        """
+        counted: list[RunState] = []
+        for one in self.runs.values():
+            if one.replaces:
+                first = self.runs[one.replaces].message.event_id
+                while counted and counted[-1].message.event_id >= first:
+                    counted.pop()
+            if one.run == run.run:
+                break
+            counted.append(one)
+        return counted
 
 
 def fold(records: Iterable[Record], state: State | None = None) -> State:
@@ -157,6 +202,7 @@ def fold(records: Iterable[Record], state: State | None = None) -> State:
     state = state or State()
     for record in records:
         apply(state, record.seq, record.event())
+        state.deleted = state.deleted or record.deletes
     return state
 
 
@@ -166,8 +212,10 @@ def apply(state: State, seq: int, event: AnyEvent | Unknown) -> None:
     match event:
         case Unknown():
             return
-        case Conversation():
-            state.about = state.about or event
+        case Conversation() if state.about is None:
+            state.about, state.title, state.titled_event_id = event, event.title, seq
+        case Title():
+            state.title, state.titled_event_id = event.title, seq
         case Message():
             _message(state, seq, event)
         case _:
@@ -180,10 +228,16 @@ def _message(state: State, seq: int, event: Message) -> None:
     if event.run in state.runs:
         return
     about = state.about
+    replaced = state.runs.get(event.replaces)
+    if replaced is not None:
+        for run in state.runs.values():
+            if run.message.event_id >= replaced.message.event_id:
+                run.replaced_by = event.run
     state.runs[event.run] = RunState(
         run=event.run,
         status="queued" if state.active else "active",
         message=MessageState(content=event.content, by=event.by, ts=event.ts, event_id=seq),
+        replaces=replaced.run if replaced else "",
         model=event.model or (about.model if about else ""),
         active_ts=event.ts,
         facts=1,
@@ -196,40 +250,36 @@ def _in_run(state: State, run: RunState, seq: int, event: Event) -> None:
             _delta(run, event)
             return
         case ToolProgress():
-            if call := run.calls.get(event.call):
+            call = run.calls.get(event.call)
+            if call and call.status == "running":
                 call.progress = {"fraction": event.fraction, "message": event.message}
+                call.output += event.text
             return
         case Step():
             _step(run, seq, event)
         case Answer():
             _answer(run, event)
         case ToolCall():
-            if (step := _open_to(run, event.step, event.attempt)) and event.call not in run.calls:
-                step.calls.append(
-                    CallState(
-                        call=event.call,
-                        tool=event.tool,
-                        arguments=event.arguments,
-                        deadline=event.deadline,
-                        needs_approval=event.needs_approval,
-                    )
-                )
+            _call(run, event)
         case ToolStarted():
             call = run.calls.get(event.call)
-            if call and call.status != "done":
+            if call and call.status in ("pending", "running"):
                 call.status, call.worker, call.attempt = "running", event.worker, event.attempt
-                call.delivery, call.started_ts = event.delivery, event.ts
+                call.delivery, call.event_id, call.started_ts = event.delivery, seq, event.ts
+                call.progress, call.output = None, ""  # an attempt before it no longer counts
         case ToolResult():
             call = run.calls.get(event.call)
             if call and call.status != "done":
                 call.status, call.outcome, call.is_error = "done", event.outcome, event.is_error
-                call.content, call.message, call.duration_ms = event.content, event.message, event.duration_ms
-                call.progress = None
+                call.content, call.stored = event.content, event.stored
+                call.message, call.duration_ms = event.message, event.duration_ms
+                call.progress, call.output = None, ""
         case Approval():
             call = run.calls.get(event.call)
-            if call and call.approved is None:
-                call.approved = event.approved
-                if event.arguments is not None:
+            if call and call.status == "waiting":
+                call.status, call.approved = "decided", event.approved
+                call.decided_by, call.reason = event.by, event.reason
+                if event.approved and event.arguments is not None:
                     call.arguments = event.arguments
         case Stop():
             run.stopped = True
@@ -243,6 +293,7 @@ def _in_run(state: State, run: RunState, seq: int, event: Event) -> None:
         case _:
             return
     run.facts += 1
+    _wait(run, event.ts)
 
 
 def _open_to(run: RunState, step: int, attempt: int) -> StepState | None:
@@ -272,6 +323,39 @@ def _step(run: RunState, seq: int, event: Step) -> None:
             thinking=event.thinking,
         )
     )
+
+
+def _call(run: RunState, event: ToolCall) -> None:
+    step = _open_to(run, event.step, event.attempt)
+    if step is None:
+        return
+    call = run.calls.get(event.call)
+    if call is None:
+        call = CallState(
+            call=event.call,
+            tool=event.tool,
+            arguments=event.arguments,
+            deadline=event.deadline,
+            needs_approval=event.needs_approval,
+            timeout_ms=event.timeout_ms,
+            status="waiting",
+        )
+        step.calls.append(call)
+        if event.needs_approval:
+            return
+    elif not (call.status == "decided" and call.approved):
+        return
+    call.status, call.arguments, call.deadline, call.issued_ts = "pending", event.arguments, event.deadline, event.ts
+
+
+def _wait(run: RunState, ts: int) -> None:
+    """Adds up the time in which a person is waited for, by the clocks of those who wrote the events."""
+    waits = run.step is not None and any(call.status == "waiting" for call in run.step.calls)
+    if waits and run.waiting_since is None:
+        run.waiting_since = ts
+    elif not waits and run.waiting_since is not None:
+        run.waited_ms += max(0, ts - run.waiting_since)
+        run.waiting_since = None
 
 
 def _delta(run: RunState, event: Token | Thinking | ToolInput) -> None:

@@ -6,17 +6,19 @@ reads on until what the leader has is there.
 
 from . import subjects
 from .fold import State, fold
-from .tape import Tape
+from .tape import Gone, Tape
 
 
 async def load(tape: Tape, conversation: str) -> State:
     """The state from the facts alone, so in time that depends on them alone.
 
     `last_event_id` is the log's last sequence, which a writer may put its fence on: no fact before it is missing.
-    Raises `Unavailable`.
+    Raises `Gone` where it is deleted at this moment, `Unavailable`.
     """
     await tape.confirm(conversation)
     last = await tape.last(conversation)
+    if not last:
+        return State()  # whatever a replica has of it was purged
     newest = await tape.newest_fact(conversation, last)
     state = fold(await tape.read(conversation, kind=subjects.FACTS, until=newest))
     state.last_event_id = max(last, state.last_event_id)
@@ -24,17 +26,42 @@ async def load(tape: Tape, conversation: str) -> State:
 
 
 async def snapshot(tape: Tape, conversation: str) -> State:
-    """The state for a reader: with the partial text of a step that is being written, if there is one.
+    """The state for a reader: with the partial text of a step that is being written, or the output of calls that run.
 
-    A reader that follows after `last_event_id` continues exactly there. Raises `Unavailable`.
+    A reader that follows after `last_event_id` continues exactly there. Raises as `load` does.
     """
     facts = await tape.read(conversation, kind=subjects.FACTS)
     state = fold(facts)
-    run = state.active
-    if run is None or run.step is None or run.step.finish is not None:
+    claim = _claim(state)
+    if claim is None:
         return state
-    claim = run.step.event_id
     state = fold(record for record in facts if record.seq <= claim)
     async for page in tape.pages(conversation, claim):
+        if not page[0].follows(claim):
+            raise Gone
         state = fold(page, state)
     return state
+
+
+def _claim(state: State) -> int | None:
+    """The event after which deltas still count; None where none does."""
+    step = state.active.step if state.active else None
+    if step is None:
+        return None
+    if step.finish is None:
+        return step.event_id
+    return min((call.event_id for call in step.calls if call.status == "running"), default=None)
+
+
+async def whole_after(tape: Tape, conversation: str, after: int) -> int:
+    """The earliest cursor, `after` or a later one, after which every event is still kept. Raises `Unavailable`.
+
+    Each event names its predecessor, so where deltas have expired the log shows it.
+    """
+    whole = seen = after
+    async for page in tape.pages(conversation, after):
+        for record in page:
+            if record.prev is not None and record.prev > seen:
+                whole = record.prev
+            seen = record.seq
+    return whole

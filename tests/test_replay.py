@@ -1,0 +1,101 @@
+"""Replay of what is stored: at a pace, compact, and honest about what has expired."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tapeline import audit
+
+from tests.client import NDJSON, Client, as_received, log_of, problem, stored
+from tests.stack import Stack
+
+EXPIRED_S = 30.0
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Stack]:
+    """A system that keeps deltas for some seconds."""
+    stack = Stack(tmp_path, {"TAPELINE_DELTA_TTL_S": "6"})
+    try:
+        yield stack.start()
+    finally:
+        stack.stop()
+
+
+async def expired(stack: Stack, conversation: str) -> None:
+    """Waits until the conversation has no delta left."""
+    async with asyncio.timeout(EXPIRED_S):
+        while any(not record.is_fact for record in await stored(stack.nats.url, conversation)):
+            await asyncio.sleep(0.1)
+
+
+async def test_a_conversation_whose_deltas_have_expired_is_readable_and_says_so(forgetful: Stack) -> None:
+    async with Client(forgetful.url) as client:
+        conversation, run = await client.ask("parallel")
+        whole = await client.run(conversation, run)
+        before = await client.snapshot(conversation)
+        await expired(forgetful, conversation)
+        facts = await stored(forgetful.nats.url, conversation)
+        assert audit.violations(facts, complete=False) == []
+        # What it was is still to be read, and to be gone on with.
+        assert await client.snapshot(conversation) == before
+        async with client.events(conversation, view="compact", run=run) as stream:
+            assert await stream.rest() == as_received(facts, run)
+        assert len(await client.lines(conversation, view="compact")) == len(facts)
+        # The tokens are not, and nobody is told a story without them.
+        gone = problem(await client.get_events(conversation, str(whole[0].id)), 410, "cursor_expired")
+        assert gone["snapshot"] == f"/v1/conversations/{conversation}"
+        assert gone["earliest"] > whole[0].id
+        problem(await client.get_events(conversation), 410, "cursor_expired")
+        problem(await client.get_events(conversation, run=run), 410, "cursor_expired")
+        problem(await client.get_events(conversation, headers=NDJSON), 410, "cursor_expired")
+        # After `earliest`, as after the snapshot's last event, nothing is missing.
+        rest = await client.lines(conversation, after=gone["earliest"])
+        assert [json.loads(line)["id"] for line in rest] == [one.seq for one in facts if one.seq > gone["earliest"]]
+        assert json.loads(rest[0])["prev"] == gone["earliest"]
+        assert (await client.get_events(conversation, str(whole[-1].id), run=run)).status_code == 204
+        # A new run in it is whole.
+        posted = await client.post(conversation, "hello")
+        fresh = await client.run(conversation, posted.run)
+        assert fresh[-1].event == "done"
+        assert fresh == as_received(await stored(forgetful.nats.url, conversation), posted.run)
+
+
+async def test_a_cursor_in_the_middle_of_what_has_expired_may_go_on_if_it_saw_all_of_it(forgetful: Stack) -> None:
+    async with Client(forgetful.url) as client:
+        conversation, run = await client.ask("hello")
+        seen = await client.run(conversation, run)
+        await expired(forgetful, conversation)
+        last_token = max(one.id for one in seen if one.event in ("token", "thinking"))
+        assert (await client.run(conversation, run, last_token)) == [one for one in seen if one.id > last_token]
+        problem(await client.get_events(conversation, str(last_token - 1)), 410, "cursor_expired")
+
+
+@pytest.mark.parametrize("pace", ["0", "-1", "x", "nan", "inf", "1e3", "1001", "", "٣", "1.", "0.001"])
+async def test_a_pace_that_is_none_is_refused(pace: str, client: Client) -> None:
+    problem(await client.get_events(await client.create(), pace=pace), 400, "bad_pace")
+
+
+async def test_a_replay_takes_the_time_it_took_divided_by_its_pace(stack: Stack, client: Client) -> None:
+    conversation, _ = await client.answered("long 60")
+    log = await log_of(stack.nats.url, conversation)
+    took_s = (log[-1].stored_at - log[0].stored_at).total_seconds()
+    for accept, pace in (("text/event-stream", 1), ("text/event-stream", 4), ("application/x-ndjson", 2)):
+        started = time.monotonic()
+        async with client.http.stream(
+            "GET", f"/v1/conversations/{conversation}/events", params={"pace": pace}, headers={"Accept": accept}
+        ) as response:
+            arrived = [time.monotonic() - started async for _ in response.aiter_raw()]
+        assert arrived[-1] >= took_s / pace * 0.99, "a replay is never faster than asked"
+        assert len(arrived) > 10, "and does not come at once in the end"
+    async with client.events(conversation, pace=1000) as stream:
+        assert await stream.rest() == as_received(log)
+
+
+async def test_a_replay_of_which_all_has_been_seen_is_over(client: Client) -> None:
+    conversation, _ = await client.answered("hello")
+    last = (await client.snapshot(conversation))["last_event_id"]
+    assert (await client.get_events(conversation, str(last), pace=1)).status_code == 204
