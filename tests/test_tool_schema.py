@@ -1,22 +1,31 @@
 """Tools without a server: the schema that type hints make, arguments held to it, and what comes of a call."""
 
 import asyncio
+import copy
 import dataclasses
 import datetime
 import enum
+import functools
 import json
+import re
+import subprocess
+import sys
+import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import jsonschema
 import msgspec
+import pydantic
 import pytest
+from hypothesis import given, strategies
 from msgspec import Meta
 from tapeline import limits
 from tapeline.tools import Context, ToolError, tool
 from tapeline.tools.context import Flag
+from tapeline.tools.schema import Invalid
 from tapeline.tools.testing import call_tool
 
 from services.tools import builtin
@@ -50,6 +59,39 @@ class Options(TypedDict):
 
     fast: bool
     note: NotRequired[str]
+
+
+class Stop(NamedTuple):
+    """A NamedTuple."""
+
+    place: str
+    minutes: int = 5
+
+
+class Item(pydantic.BaseModel):
+    """A pydantic model.
+
+    Of two lines.
+    """
+
+    sku: str = pydantic.Field(pattern="^[a-z]+$", description="As in the catalogue.")
+    qty: int = pydantic.Field(default=1, ge=1)
+    colour: Colour = Colour.RED
+    due: datetime.date | None = None
+
+
+@dataclasses.dataclass
+class Parcel:
+    """A dataclass of models."""
+
+    items: list[Item]
+    sender: str = "me"
+
+
+class Folder(pydantic.BaseModel):
+    """As deep as one likes."""
+
+    folders: list["Folder"] = []
 
 
 # The schema
@@ -132,6 +174,47 @@ def test_a_bare_decorator_is_enough() -> None:
     assert not hello.idempotent
 
 
+def test_models_of_pydantic_are_in_the_one_schema() -> None:
+    class Item(msgspec.Struct):
+        """Of the same
+        name."""
+
+        number: int
+
+    @tool
+    def send(
+        parcel: Parcel,
+        item: Item,
+        theirs: globals()["Item"],  # type: ignore[valid-type]
+        folder: Folder,
+        by_name: dict[str, Parcel] | None = None,
+        copies: Annotated[int, pydantic.Field(ge=1, description="How many.")] = 1,
+        few: Annotated[list[Folder], Meta(max_length=2, description="Few.")] = [],  # noqa: B006
+    ) -> None:
+        """Sends.
+
+        Args:
+            parcel: What to send.
+            copies: Ignored, since the hint says it.
+            folder: The top.
+        """
+
+    schema = send.spec().parameters
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["type"] == "object"
+    properties, definitions = schema["properties"], schema["$defs"]
+    assert properties["parcel"]["description"] == "What to send."
+    assert properties["parcel"]["properties"]["items"]["items"] == {"$ref": "#/$defs/parcel_Item"}
+    assert definitions["Item"]["description"] == "Of the same\nname."
+    assert definitions["parcel_Item"]["properties"]["sku"]["description"] == "As in the catalogue."
+    assert properties["folder"] == {"$ref": "#/$defs/Folder", "description": "The top."}
+    assert properties["by_name"]["default"] is None
+    assert properties["copies"] == {"type": "integer", "minimum": 1, "description": "How many.", "default": 1}
+    assert (properties["few"]["maxItems"], properties["few"]["description"]) == (2, "Few.")
+    names = set(re.findall(r"#/\$defs/(\w+)", json.dumps(schema)))
+    assert names == set(definitions), "every reference leads somewhere, and nothing is left over"
+
+
 class Opaque:
     """What JSON cannot carry."""
 
@@ -147,12 +230,17 @@ def keywords(**numbers: int) -> None: ...
 def positional(x: int, /) -> None: ...
 def unresolved(x: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 def twice(one: Context, other: Context) -> None: ...
-def generator() -> Iterator[int]:
-    yield 1
 
 
-async def async_generator() -> AsyncIterator[int]:
-    yield 1
+class Mixed(msgspec.Struct):
+    """What neither msgspec nor pydantic can make."""
+
+    item: Item
+
+
+def mixed(x: Mixed) -> None: ...
+def bounded(x: list[Annotated[Item, Meta(description="no")]]) -> None: ...
+def fields(x: int = pydantic.Field(ge=1)) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -164,15 +252,22 @@ async def async_generator() -> AsyncIterator[int]:
         (starred, "argument .*numbers.*: the model gives arguments by name"),
         (keywords, "argument .*numbers.*: the model gives arguments by name"),
         (positional, "argument x.*: the model gives arguments by name"),
-        (unresolved, "a type hint cannot be resolved: name 'Missing'"),
+        (unresolved, "name 'Missing' is not defined"),
         (twice, "argument other: there is a Context already"),
-        (generator, "a generator cannot be a tool"),
-        (async_generator, "a generator cannot be a tool"),
+        (mixed, "argument x: .*Mixed.* cannot be given as JSON"),
+        (bounded, "argument x: inside a hint for pydantic, .* with pydantic's Field"),
+        (fields, "argument x: pydantic's Field belongs into the hint"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_where_it_is_written(function: Callable[..., Any], problem: str) -> None:
     with pytest.raises(TypeError, match=f"tool {function.__name__}: {problem}"):
         tool(function)
+
+
+@pytest.mark.parametrize("thing", ["a name", functools.partial(abs, 1), Opaque()])
+def test_only_a_function_can_be_a_tool(thing: Any) -> None:
+    with pytest.raises(TypeError, match="@tool is for functions"):
+        tool(thing)
 
 
 @pytest.mark.parametrize("options", [{"name": "no spaces"}, {"timeout_s": 0}, {"timeout_s": 1e9}])
@@ -262,6 +357,181 @@ async def test_wrong_arguments_name_the_place_and_the_problem(arguments: Any, pr
     assert problem in called.message
 
 
+@tool
+def pack(
+    item: Item,
+    parcel: Parcel | None = None,
+    by_name: dict[str, list[Item]] | None = None,
+    copies: Annotated[int, pydantic.Field(ge=1)] = 1,
+    spare: Item = Item(sku="none"),  # noqa: B008
+    tree: Folder | None = None,
+) -> Any:
+    """Says what it was given, and gives it back."""
+    assert isinstance(item, Item)
+    assert isinstance(spare, Item)
+    return {"given": repr((item, parcel, by_name, copies)), "item": item, "set": {item.due}, "parcel": parcel}
+
+
+async def test_models_of_pydantic_arrive_as_such_and_go_back_as_json() -> None:
+    item = {"sku": "a", "colour": "blue", "due": "2026-11-22"}
+    called = await call_tool(pack, {"item": item, "parcel": {"items": [item]}, "by_name": {"x": [item]}, "copies": 2})
+    made = Item(sku="a", colour=Colour.BLUE, due=datetime.date(2026, 11, 22))
+    whole = {"sku": "a", "qty": 1, "colour": "blue", "due": "2026-11-22"}
+    assert called.content == {
+        "given": repr((made, Parcel([made]), {"x": [made]}, 2)),
+        "item": whole,
+        "set": ["2026-11-22"],
+        "parcel": {"items": [whole], "sender": "me"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "Object missing required field `item`"),
+        ({"item": {}}, "Field required - at `$.item.sku`"),
+        ({"item": {"sku": "a"}, "extra": 1}, "unknown field `extra`"),
+        ({"item": {"sku": "a", "qty": "1"}}, "Input should be a valid integer - at `$.item.qty`"),
+        ({"item": {"sku": "X" * 10_000}}, "String should match pattern '^[a-z]+$' - at `$.item.sku`"),
+        ({"item": {"sku": "a"}, "parcel": {"items": [{"sku": 1}]}}, "valid string - at `$.parcel.items[0].sku`"),
+        ({"item": {"sku": "a"}, "copies": 0}, "greater than or equal to 1 - at `$.copies`"),
+        (
+            {"item": {"sku": 1, "qty": 0, "colour": "x", "due": "x"}},
+            "string - at `$.item.sku`; Input should be greater than or equal to 1 - at `$.item.qty`; "  # noqa: ISC004
+            "Input should be 'red' or 'blue' - at `$.item.colour`; and 1 more",
+        ),
+        ({"item": {"sku": "a"}, "by_name": {"k" * 10_000: [1]}}, f"$.by_name.{'k' * 60}[0]"),
+    ],
+)
+async def test_wrong_models_name_the_place_and_the_problem(arguments: Any, problem: str) -> None:
+    called = await call_tool(pack, arguments)
+    assert (called.outcome, called.content) == ("error", None)
+    assert problem in called.message
+    assert called.message.startswith("invalid arguments: ")
+    assert len(called.message) < 300
+    assert "http" not in called.message
+
+
+async def test_a_validator_that_breaks_keeps_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(pydantic.BaseModel):
+        word: str
+
+        @pydantic.field_validator("word")
+        @classmethod
+        def look(cls, word: str) -> str:
+            raise KeyError("hunter2") if word == "key" else ValueError("no such word")
+
+        @pydantic.field_serializer("word")
+        def show(self, word: str) -> str:
+            raise KeyError("hunter2")
+
+    @tool
+    def use(it: Broken) -> None: ...
+
+    assert (await call_tool(use, {"it": {"word": "key"}})).message == "the tool use failed: KeyError"
+    assert "hunter2" in caplog.text
+    refused = await call_tool(use, {"it": {"word": "x"}})
+    assert refused.message == "invalid arguments: Value error, no such word - at `$.it.word`"
+
+    @tool
+    def give() -> Broken:
+        return Broken.model_construct(word="x")
+
+    assert (await call_tool(give)).message == "the tool give returned something that is not JSON"
+
+
+@tool
+def everything(
+    number: Annotated[int, Meta(ge=0, le=9)],
+    share: float,
+    colour: Colour,
+    kind: Literal["a", 1],
+    leg: Leg,
+    options: Options,
+    stop: Stop,
+    table: dict[str, list[int | None]],
+    pair: tuple[int, str],
+    item: Item,
+    parcels: list[Parcel] | None = None,
+) -> None:
+    """Takes one of each."""
+
+
+GOOD: dict[str, Any] = {
+    "number": 1,
+    "share": 0.5,
+    "colour": "red",
+    "kind": "a",
+    "leg": {"start": {"city": "A"}, "end": {"city": "B", "country": "ES"}, "km": 1.5},
+    "options": {"fast": True, "note": "x"},
+    "stop": ["A", 3],
+    "table": {"a": [1, None]},
+    "pair": [1, "x"],
+    "item": {"sku": "a", "qty": 2, "colour": "blue"},
+    "parcels": [{"items": [{"sku": "b"}], "sender": "you"}],
+}
+NUMBERS = strategies.integers() | strategies.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x % 1)
+WORDS = strategies.sampled_from(["a", "red", "sku", "A!"]) | strategies.text(max_size=5)
+ANY_JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | NUMBERS | WORDS,
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(strategies.data())
+def test_what_is_taken_is_what_the_schema_says(data: strategies.DataObject) -> None:
+    """Both ways, for arguments with one thing wrong, or none. (A date's format is not the schema's to hold to.)"""
+    arguments = copy.deepcopy(GOOD)
+    place: Any = arguments
+    while True:
+        key = data.draw(strategies.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if not (place[key] and isinstance(place[key], dict | list) and data.draw(strategies.booleans())):
+            break
+        place = place[key]
+    match data.draw(strategies.sampled_from(["replace", "remove", "add"])):
+        case "replace":
+            place[key] = data.draw(ANY_JSON)
+        case "remove":
+            del place[key]
+        case "add" if isinstance(place, dict):
+            place.setdefault(data.draw(WORDS), data.draw(ANY_JSON))
+        case _:
+            place.append(data.draw(ANY_JSON))
+    problems = [
+        str(error) for error in jsonschema.Draft202012Validator(everything.arguments.schema).iter_errors(arguments)
+    ]
+    refused = ""
+    try:
+        everything.arguments.convert(arguments)
+    except Invalid as error:
+        refused = str(error)
+    assert bool(refused) == bool(problems), (arguments, refused, problems)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_pydantic_is_needed_by_nobody(blocked: bool) -> None:
+    script = """
+        import asyncio, dataclasses, sys
+        if sys.argv[1] == "True":
+            sys.modules["pydantic"] = None
+        from tapeline.tools import tool
+        from tapeline.tools.testing import call_tool
+
+        @dataclasses.dataclass
+        class Leg:
+            km: int
+
+        @tool
+        def drive(legs: list[Leg]) -> list[Leg]:
+            return legs
+
+        print(asyncio.run(call_tool(drive, {"legs": [{"km": 1}]})).content, bool(sys.modules.get("pydantic")))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(blocked)]
+    assert subprocess.check_output(command, text=True) == "[{'km': 1}] False\n"
+
+
 class Leaf(msgspec.Struct):
     """As deep as one likes."""
 
@@ -276,6 +546,8 @@ async def test_arguments_nested_too_deeply_are_an_error() -> None:
     for _ in range(100_000):
         deep = {"leaf": deep}
     called = await call_tool(grow, {"tree": deep})
+    assert called.message == "invalid arguments: nested too deeply"
+    called = await call_tool(pack, {"item": {"sku": "a"}, "tree": deep})
     assert called.message == "invalid arguments: nested too deeply"
 
 
@@ -341,10 +613,10 @@ def nested(depth: int) -> list[Any]:
         {(1, 2): "tuple key"},
         Opaque(),
         "\ud800",
-        nested(limits.TOOL_RESULT_DEPTH_MAX + 1),
+        nested(limits.JSON_DEPTH_MAX + 1),
         nested(100_000),
-        "x" * limits.TOOL_RESULT_BYTES_MAX,
-        "ü" * (limits.TOOL_RESULT_BYTES_MAX // 2),
+        "x" * limits.TOOL_STORED_BYTES_MAX,
+        "ü" * (limits.TOOL_STORED_BYTES_MAX // 2),
     ],
     ids=[
         "nan",
@@ -361,7 +633,9 @@ def nested(depth: int) -> list[Any]:
         "bytes, not characters",
     ],
 )
-async def test_what_no_event_can_carry_is_an_error_the_model_can_read(value: Any) -> None:
+async def test_what_no_event_can_carry_is_an_error_the_model_can_read(
+    value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     @tool
     def give() -> Any:
         return value
@@ -370,6 +644,8 @@ async def test_what_no_event_can_carry_is_an_error_the_model_can_read(value: Any
     assert (called.outcome, called.content) == ("error", None)
     assert called.message.startswith("the tool give returned ")
     assert len(called.message) < 200
+    assert "its result cannot be sent: it returned " in caplog.text
+    assert caplog.text.count("Traceback") == called.message.count("not JSON"), "the reason's, where there is one"
 
 
 async def test_only_a_tool_error_is_told_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -449,7 +725,7 @@ async def test_progress_can_be_said_in_a_thread() -> None:
         return threading.current_thread().name
 
     called = await call_tool(work, call="c1")
-    assert (called.content, called.progress) == ("tool c1", [(0.1, "here")])
+    assert (called.content, called.progress) == ("tool work c1", [(0.1, "here")])
 
 
 async def test_a_late_tool_is_cut(caplog: pytest.LogCaptureFixture) -> None:
@@ -596,12 +872,47 @@ async def test_search_notes_ends_early_when_stopped() -> None:
         assert (await searching).outcome == "stopped"
 
 
+async def test_collatz_shows_each_step() -> None:
+    called = await call_tool(builtin.collatz, {"start": 6, "seconds": 0})
+    assert called.output == "6 → 3\n3 → 10\n10 → 5\n5 → 16\n16 → 8\n8 → 4\n4 → 2\n2 → 1\n"
+    assert called.content == {"start": 6, "steps": 8, "highest": 16}
+    assert (await call_tool(builtin.collatz, {"start": 1})).content["steps"] == 0
+
+
+async def test_lots_fall_on_one_of_the_names() -> None:
+    called = await call_tool(builtin.draw_lots, {"names": ["tea", "coffee"]})
+    assert called.content["drawn"] in ("tea", "coffee")
+    assert (await call_tool(builtin.draw_lots, {"names": []})).outcome == "error"
+
+
 async def test_fail_fails() -> None:
     assert (await call_tool(builtin.fail, {"message": "on purpose"})).message == "on purpose"
 
 
+async def test_a_result_that_never_becomes_json_holds_up_no_other() -> None:
+    forever = threading.Event()
+
+    class Stuck(pydantic.BaseModel):
+        @pydantic.model_serializer
+        def serialize(self) -> str:
+            forever.wait(30)
+            return ""
+
+    @tool
+    def stuck() -> Stuck:
+        return Stuck()
+
+    try:
+        calls = (call_tool(stuck, timeout_s=0.2) for _ in range(limits.TOOL_ENCODERS_MAX + 1))
+        assert {called.outcome for called in await asyncio.gather(*calls)} == {"timeout"}
+        assert (await call_tool(builtin.calculate, {"expression": "6 * 7"})).content == 42
+    finally:
+        forever.set()
+
+
 def test_built_in_tools_are_described() -> None:
-    for one in (builtin.clock, builtin.calculate, builtin.search_notes, builtin.fail):
+    tools = (builtin.clock, builtin.calculate, builtin.search_notes, builtin.collatz, builtin.draw_lots, builtin.fail)
+    for one in tools:
         spec = one.spec()
         assert spec.description
         for name, schema in spec.parameters["properties"].items():

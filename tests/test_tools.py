@@ -1,175 +1,36 @@
 """The tool worker as a real process on a real server: one result per call, whatever happens to the worker."""
 
 import asyncio
-import os
 import signal
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
+from msgspec import structs
 from tapeline import limits, provision, subjects
-from tapeline.append import Chain
+from tapeline.clock import now_ms
 from tapeline.connection import Refused, api, connect
 from tapeline.events import (
-    Answer,
-    AnswerCall,
-    Conversation,
     Done,
-    Event,
-    Message,
-    Step,
     Stop,
     ToolCall,
-    ToolEvent,
     ToolProgress,
     ToolResult,
     ToolStarted,
 )
 from tapeline.fold import CallState, RunState, State, StepState, fold
 from tapeline.registry import Registry, ToolSpec
+from tapeline.replay import snapshot
+from tapeline.settings import ConfigError
 from tapeline.tape import Deployment, Tape
-from tapeline.tools import consumer
+from tapeline.tools import Tool, consumer
 from tapeline.tools.decision import Nothing, Run, Settle, decide
+from tapeline.tools.definition import AnyTool
+from tapeline.tools.worker import Worker as ToolWorker
 
 from services.embedded import EmbeddedNats
-from tests.stack import ROOT
-
-WAIT_S = 15.0
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-async def until(what: str, look: Callable[[], Awaitable[Any]], timeout_s: float = WAIT_S) -> Any:
-    """Looks again and again until there is something to see."""
-    give_up = time.monotonic() + timeout_s
-    while not (seen := await look()):
-        assert time.monotonic() < give_up, f"{what}: not within {timeout_s} s"
-        await asyncio.sleep(0.02)
-    return seen
-
-
-class Asked:
-    """One run that calls tools, as inference would write it."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
-        self.conversation = uuid4().hex
-        self.chain = Chain(tape, self.conversation, 0, ends=lambda _: False)
-
-    async def call(self, tool: str, arguments: Any, timeout_s: float = 60.0, *, calls: int = 1) -> list[str]:
-        """Begins the run and calls the tool, or several of it at once; their ids."""
-        ids = [uuid4().hex for _ in range(calls)]
-        now = now_ms()
-        asked = [AnswerCall(call=call, tool=tool, arguments=arguments) for call in ids]
-        deadline = now + int(timeout_s * 1000)
-        of_step: dict[str, Any] = {"run": "r", "ts": now, "step": 1, "attempt": 1}
-        await self.chain.commit(
-            [
-                (subjects.INPUT, Conversation(run="-", ts=now, owner="local")),
-                (subjects.INPUT, Message(run="r", ts=now, content="go")),
-                (subjects.MODEL, Step(**of_step, worker="test", trigger=2)),
-                (subjects.MODEL, Answer(**of_step, finish="tool_calls", calls=asked)),
-                *(
-                    (
-                        subjects.call(tool),
-                        ToolCall(**of_step, call=call, tool=tool, arguments=arguments, deadline=deadline),
-                    )
-                    for call in ids
-                ),
-            ]
-        )
-        return ids
-
-    async def append(self, kind: str, event: Event) -> None:
-        await self.chain.append(kind, event)
-
-    async def events(self) -> list[Any]:
-        return [record.event() for record in await self.tape.read(self.conversation)]
-
-    async def of(self, kind: type[ToolEvent], call: str) -> list[Any]:
-        return [event for event in await self.events() if isinstance(event, kind) and event.call == call]
-
-    async def started(self, call: str, timeout_s: float = WAIT_S) -> ToolStarted:
-        found = await until("tool_started", lambda: self.of(ToolStarted, call), timeout_s)
-        started: ToolStarted = found[0]
-        return started
-
-    async def result(self, call: str, timeout_s: float = WAIT_S) -> ToolResult:
-        found = await until("tool_result", lambda: self.of(ToolResult, call), timeout_s)
-        assert len(found) == 1, found
-        result: ToolResult = found[0]
-        return result
-
-
-class Worker:
-    """`python -m tapeline.tools` as a process."""
-
-    def __init__(self, folder: Path, nats_url: str) -> None:
-        self.folder = folder
-        self.nats_url = nats_url
-        self.process: asyncio.subprocess.Process | None = None
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal"
-
-    def noted(self) -> list[str]:
-        return self.journal.read_text().splitlines() if self.journal.exists() else []
-
-    async def start(self, *modules: str, ready: bool = True) -> "Worker":
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))}
-        if self.nats_url:
-            env["TAPELINE_NATS_URL"] = self.nats_url
-        with (self.folder / f"worker-{uuid4().hex}.log").open("wb") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "tapeline.tools", *(modules or ("tests.toolbox",))),
-                cwd=ROOT,
-                env=env | {"TOOLBOX_JOURNAL": str(self.journal)},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
-        assert self.process.stdout is not None
-        if ready:
-            async with asyncio.timeout(WAIT_S):
-                line = (await self.process.stdout.readline()).decode()
-            assert line.startswith("tools ready: "), line + self.said()
-        return self
-
-    def said(self) -> str:
-        return "".join(log.read_text() for log in self.folder.glob("worker-*.log"))
-
-    async def end(self, number: int = signal.SIGTERM) -> int:
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        async with asyncio.timeout(WAIT_S):
-            return await self.process.wait()
-
-
-@pytest.fixture
-async def workers(tmp_path: Path, nats_url: str) -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
-    """Starts workers, and kills those that are left."""
-    started: list[Worker] = []
-
-    async def start(*modules: str, ready: bool = True, url: str = nats_url) -> Worker:
-        started.append(Worker(tmp_path, url))
-        return await started[-1].start(*modules, ready=ready)
-
-    yield start
-    for worker in started:
-        await worker.end(signal.SIGKILL)
-
-
-Start = Callable[..., Awaitable[Worker]]
-
+from tests.stack import until
+from tests.workers import WAIT_S, Asked, Start, Worker, noted, said
 
 # Calls
 
@@ -239,8 +100,30 @@ async def test_progress_is_told_while_the_tool_runs(tape: Tape, workers: Start) 
     told = await asked.of(ToolProgress, call)
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
-    assert 2 <= len(told) <= result.duration_ms / 1000 / limits.PROGRESS_INTERVAL_S + 1, "the newest, now and then"
+    assert 2 <= len(told) <= result.duration_ms / 1000 / limits.PROGRESS_INTERVAL_S + 2, (
+        "the newest, now and then, and at the end"
+    )
     assert told[0].message == "1 of 50"
+
+
+async def test_output_streams_in_order_and_is_whole_before_the_result(tape: Tape, workers: Start) -> None:
+    await workers()
+    slow, fast = Asked(tape), Asked(tape)
+    (call,) = await slow.call("recite-aloud", {"lines": 100, "pause_s": 0.01})
+    (other,) = await fast.call("recite-aloud", {"lines": 12_000, "pause_s": 0})
+    for asked, one, lines in ((slow, call, 100), (fast, other, 12_000)):
+        result = await asked.result(one)
+        assert (result.outcome, result.content) == ("ok", "".join(f"line {number}\n" for number in range(lines)))
+        assert (await asked.events())[-1] == result, "nothing comes after it"
+        told = await asked.of(ToolProgress, one)
+        assert "".join(event.text for event in told) == result.content
+        assert max(len(event.text) for event in told) <= limits.DELTA_CHARS_MAX
+        state = fold(await tape.read(asked.conversation)).runs["r"].calls[one]
+        assert (state.output, state.progress) == ("", None), "the result takes its place"
+    told = await slow.of(ToolProgress, call)
+    assert told[0].text == "line 0\n", "the first at once"
+    took_s = (told[-1].ts - told[0].ts) / 1_000
+    assert 4 <= len(told) <= took_s / limits.PROGRESS_INTERVAL_S + 3, "joined, but not held back"
 
 
 @pytest.mark.parametrize(("tool", "seconds"), [("once", 30), ("stuck", 5)])
@@ -302,11 +185,15 @@ async def test_a_call_of_a_run_that_has_ended_is_not_run(tape: Tape, workers: St
 
 async def test_a_killed_worker_leaves_one_result_per_call(tape: Tape, workers: Start) -> None:
     one = await workers()
-    asked, risky = Asked(tape), Asked(tape)
+    asked, risky, streaming = Asked(tape), Asked(tape), Asked(tape)
     (call,) = await asked.call("again", {"seconds": 60})
     (effect,) = await risky.call("once", {"seconds": 60})
+    (text,) = await streaming.call("recite-aloud", {"lines": 10, "pause_s": 0.3})
     await until("both run", lambda: noted(one, 2))
+    await until("output", lambda: streaming.of(ToolProgress, text))
     await one.end(signal.SIGKILL)
+    read = (await snapshot(tape, streaming.conversation)).runs["r"].calls[text]
+    assert (read.status, read.output[:7]) == ("running", "line 0\n")
     other = await workers()
     result = await asked.result(call, limits.ACK_WAIT_S + 5)
     unknown = await risky.result(effect, limits.ACK_WAIT_S + 5)
@@ -315,6 +202,12 @@ async def test_a_killed_worker_leaves_one_result_per_call(tape: Tape, workers: S
     assert sorted(other.noted()) == [f"again {call} 1", f"again {call} 2", f"once {effect} 1"]
     attempts = [started.attempt for started in await asked.of(ToolStarted, call)]
     assert attempts == [1, 2]
+    whole = (await streaming.result(text, limits.ACK_WAIT_S + 5)).content
+    assert "".join(event.text for event in await streaming.of(ToolProgress, text)) == read.output + whole
+    records = await tape.read(streaming.conversation)
+    shown = [fold(records[:number]).runs["r"].calls[text].output for number in range(5, len(records))]
+    assert all(whole.startswith(output) for output in shown), "what a lost attempt put out does not double it"
+    assert shown[-1] == whole
 
 
 async def test_a_paused_worker_adds_nothing_when_it_comes_back(tape: Tape, workers: Start) -> None:
@@ -332,6 +225,18 @@ async def test_a_paused_worker_adds_nothing_when_it_comes_back(tape: Tape, worke
     (other,) = await sentinel.call("add", {"a": 1, "b": 1})
     await sentinel.result(other)
     assert (await asked.result(call)).outcome == "unknown"
+
+
+async def test_a_busy_worker_keeps_no_call_that_an_idle_one_could_run(tape: Tape, workers: Start) -> None:
+    busy = await workers()
+    asked = [Asked(tape) for _ in range(12)]  # in all shards, from each of which the worker fetches
+    (first,) = await asked[0].call("alone", {"seconds": 60})
+    await until("it is busy", lambda: noted(busy, 1))
+    others = [(one, (await one.call("alone", {"seconds": 0}))[0]) for one in asked[1:]]
+    await workers()
+    for one, call in others:
+        assert (await one.result(call)).outcome == "ok"
+    assert await asked[0].of(ToolResult, first) == []
 
 
 async def test_a_worker_that_is_ended_hands_its_calls_over(tape: Tape, workers: Start) -> None:
@@ -414,6 +319,39 @@ async def test_what_is_no_call_becomes_a_dead_letter(tape: Tape, workers: Start)
     assert (await asked.result(call)).outcome == "ok"
 
 
+async def test_tools_come_and_go_while_the_worker_runs(nats_url: str, tape: Tape) -> None:
+    def named(name: str) -> AnyTool:
+        async def wait(seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return name
+
+        return Tool(wait, name=name, max_concurrency=1)
+
+    one, two = named("one"), named("two")
+    worker, reader = ToolWorker(tape, [one], "", nats_url), Registry(tape)
+    await worker.start()
+    try:
+        early, asked, waits = Asked(tape), Asked(tape), Asked(tape)
+        (later,) = await early.call("two", {"seconds": 0})
+        (running,) = await asked.call("one", {"seconds": 2})
+        await asked.started(running)
+        (waiting,) = await waits.call("one", {"seconds": 0})
+        for _ in range(2):
+            await worker.set_tools([two])
+        assert (await early.result(later)).content == "two", "its call was waiting"
+        await until("withdrawn", lambda: offers_only(reader, "two"), limits.REGISTRY_CACHE_S + 1)
+        assert (await asked.result(running)).content == "one", "what ran has ended as usual"
+        assert not await waits.of(ToolStarted, waiting), "and nothing more was taken"
+        await worker.set_tools([one, two])
+        assert (await waits.result(waiting)).content == "one"
+        await until("back", lambda: offers_only(reader, "one", "two"), limits.REGISTRY_CACHE_S + 1)
+        with pytest.raises(ConfigError, match="same name, one"):
+            await worker.set_tools([one, named("one")])
+    finally:
+        await worker.stop()
+    await until("nothing is left", lambda: nothing_offered(reader), limits.REGISTRY_CACHE_S + 1)
+
+
 # Starting
 
 
@@ -424,6 +362,7 @@ async def test_what_is_no_call_becomes_a_dead_letter(tape: Tape, workers: Start)
         ("nats://127.0.0.1:9", "tests.toolbox", "cannot reach NATS"),
         ("nats://127.0.0.1:9", "tests.no_such_module", "no module tests.no_such_module"),
         ("nats://127.0.0.1:9", "tests.stack", "has no tools"),
+        ("nats://127.0.0.1:9", "./tests/toolbox.py", "say it as an import does"),
     ],
 )
 async def test_a_wrong_setting_is_one_clear_line(workers: Start, url: str, module: str, problem: str) -> None:
@@ -459,20 +398,33 @@ async def test_workers_may_make_a_consumer_at_once(tape: Tape) -> None:
 # The registry
 
 
-async def test_the_oldest_offer_of_a_tool_counts(tape: Tape, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_offer_counts_that_was_taken_up_first(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
     def spec(kind: str) -> ToolSpec:
-        parameters = {"type": "object", "properties": {"a": {"type": kind}}}
-        return ToolSpec(name="add", description=kind, parameters=parameters)
+        return ToolSpec(
+            name="add", description=kind, parameters={"type": "object", "properties": {"a": {"type": kind}}}
+        )
 
-    old = Registry(tape, "z-old")
-    await asyncio.sleep(0.002)
-    new, reader = Registry(tape, "a-new"), Registry(tape)
-    await new.announce([spec("string")])
-    await old.announce([spec("integer")])
-    assert (await reader.offered())["add"].description == "integer"
-    assert "a-new" in caplog.text, "a conflict is told"
+    async def counting() -> tuple[str, int]:
+        offer = (await reader.counting())["add"]
+        return offer.tool.description, offer.since
+
+    old, new, newer, reader = (Registry(tape, name) for name in ("z-old", "b-new", "a-newer", "reader"))
+    assert await old.announce([spec("integer")])
+    place = await counting()
+    assert await new.announce([spec("string")], ["add"])
+    assert not await old.announce([spec("integer")]), "it keeps its place"
+    assert await counting() == place
+    assert await newer.announce([spec("integer")])
     await old.withdraw()
-    await until("the new one counts", lambda: offers(reader, "string"), limits.REGISTRY_CACHE_S + 1)
+    assert (await counting())[0] == "integer", "whoever takes calls comes before whoever stands by"
+    await newer.withdraw()
+    assert (await counting())[0] == "string"
+    assert await new.announce([spec("string")]), "to take calls is another offer"
+    assert await old.announce([spec("integer")])
+    assert (await counting())[0] == "string"
+    monkeypatch.setattr(limits, "REGISTRY_TTL_S", 0)
+    assert await new.announce([spec("string")]), "it has expired, so others may have come first"
+    assert (await counting())[0] == "integer"
 
 
 async def test_what_nobody_refreshes_is_no_longer_offered(tape: Tape) -> None:
@@ -494,14 +446,6 @@ async def test_an_entry_that_cannot_be_read_hides_no_other(tape: Tape) -> None:
     assert list(await registry.offered()) == ["add"]
 
 
-async def noted(worker: Worker, lines: int) -> bool:
-    return len(worker.noted()) >= lines
-
-
-async def said(worker: Worker, words: str) -> bool:
-    return words in worker.said()
-
-
 async def lost(worker: Worker, times: int) -> bool:
     return worker.said().count("connection lost") >= times
 
@@ -510,8 +454,15 @@ async def nothing_offered(registry: Registry) -> bool:
     return not await registry.offered()
 
 
-async def offers(registry: Registry, description: str) -> bool:
-    return (await registry.offered())["add"].description == description
+async def offers_only(registry: Registry, *tools: str) -> bool:
+    return tuple(await registry.offered()) == tools
+
+
+def test_offers_agree_where_calls_of_one_may_go_to_the_other() -> None:
+    one = ToolSpec(name="pay", description="", parameters={"type": "object"}, pool="one")
+    assert one.agrees(structs.replace(one, description="Pays.", timeout_s=5, idempotent=True, pool="other"))
+    assert not one.agrees(structs.replace(one, parameters={}))
+    assert not one.agrees(structs.replace(one, needs_approval=True)), "else half of its calls would ask nobody"
 
 
 # The decision
@@ -562,3 +513,14 @@ def test_what_a_worker_does_with_a_delivery(
             assert outcome == expected
         case _:
             assert action == expected
+
+
+def test_a_call_that_asked_nobody_is_not_run_by_a_version_that_must_ask() -> None:
+    event = ToolCall(run="r", ts=0, step=1, attempt=1, call="c", tool="add", arguments={}, deadline=1_000)
+    action = decide(state({}), event, 1, 500, idempotent=True, needs_approval=True)
+    assert isinstance(action, Settle)
+    assert action.outcome == "error"
+    approved = state({"needs_approval": True, "approved": True})
+    assert decide(approved, event, 1, 500, idempotent=True, needs_approval=True) == Run(
+        approved.runs["r"].calls["c"], attempt=1
+    )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from tapeline.tools import Context, ToolError, tool
@@ -41,6 +42,14 @@ async def count(to: int, pause_s: float, context: Context) -> int:
     return to
 
 
+@tool(name="recite-aloud", idempotent=True)
+async def recite(lines: int, pause_s: float, context: Context) -> AsyncIterator[str]:
+    """Puts out line after line; without a pause where a worker was lost."""
+    for number in range(lines):
+        yield f"line {number}\n"
+        await asyncio.sleep(pause_s if context.attempt == 1 else 0)
+
+
 @tool
 async def once(seconds: float, context: Context) -> str:
     """Has an effect that must not happen twice."""
@@ -54,6 +63,14 @@ async def again(seconds: float, context: Context) -> str:
     """May be run again."""
     note("again", context)
     await asyncio.sleep(seconds if context.attempt == 1 else 0)
+    return "done"
+
+
+@tool(max_concurrency=1)
+async def alone(seconds: float, context: Context) -> str:
+    """One at a time."""
+    note("alone", context)
+    await asyncio.sleep(seconds)
     return "done"
 
 
@@ -81,3 +98,14 @@ def stuck(seconds: float, context: Context) -> None:
     """Blocks its thread and looks at nothing."""
     note("stuck", context)
     time.sleep(seconds)
+
+
+@tool(idempotent=True)
+def large(size: int) -> list[str]:
+    """Returns JSON of about that many bytes."""
+    return rows(size)
+
+
+def rows(size: int) -> list[str]:
+    """What `large` returns: no two parts of it are the same, and its characters are of one to four bytes."""
+    return [f'{number:012} "é" €\\😀' + "x" * 969 for number in range(size // 1000)]

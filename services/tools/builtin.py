@@ -2,8 +2,12 @@
 
 import asyncio
 import datetime
+import itertools
 import re
+import secrets
+import time
 import zoneinfo
+from collections.abc import Generator
 from typing import Annotated, Any, Final
 
 from msgspec import Meta
@@ -69,6 +73,33 @@ async def search_notes(
     found.sort(key=lambda note: (-note[0], note[1]))
     await context.progress(1.0, f"{len(found)} found")
     return {"query": query, "notes": [{"title": title, "text": text} for _, title, text in found[:5]]}
+
+
+@tool(idempotent=True, timeout_s=60)
+def collatz(
+    start: Annotated[int, Meta(ge=1, le=1_000_000, description="The number to start from.")] = 27,
+    seconds: Annotated[float, Meta(ge=0, le=30, description="How long to take over it.")] = 6,
+) -> Generator[str | float, None, dict[str, int]]:
+    """Walks from a number down to 1: half of it where it is even, else three times it and one. Shows each step."""
+    walk = [start]
+    while walk[-1] != 1:
+        walk.append(walk[-1] * 3 + 1 if walk[-1] % 2 else walk[-1] // 2)
+    for number, (one, next_one) in enumerate(itertools.pairwise(walk), start=1):
+        yield f"{one} → {next_one}\n"
+        yield number / len(walk)
+        time.sleep(seconds / len(walk))
+    return {"start": start, "steps": len(walk) - 1, "highest": max(walk)}
+
+
+@tool(needs_approval=True)
+def draw_lots(
+    names: Annotated[list[str], Meta(min_length=1, max_length=100, description="Whom or what to choose from.")],
+) -> dict[str, str]:
+    """Draws one of the names by lot, once and for good: what is drawn stands in the log, and nobody can draw it again.
+
+    Asks for approval, for that reason.
+    """
+    return {"drawn": secrets.choice(names)}
 
 
 @tool(idempotent=True, timeout_s=10)

@@ -33,12 +33,16 @@ class Nothing(NamedTuple):
 Action = Run | Settle | Nothing
 
 
-def decide(state: State, event: ToolCall, delivery: int, now: int, *, idempotent: bool) -> Action:
-    """What to do, `now` being in ms since the epoch.
+def decide(
+    state: State, event: ToolCall, delivery: int, now: int, *, idempotent: bool, needs_approval: bool = False
+) -> Action:
+    """What to do, `now` being in ms since the epoch; the rest is what the tool's author has said of it.
 
     A call that was claimed with this delivery or a later one is in better hands. One that was claimed with an
     earlier delivery has lost its worker: the server delivers again only what nobody keeps alive.
     """
+    if state.deleted:
+        return Nothing(over=True)
     run = state.runs.get(event.run)
     call = run.calls.get(event.call) if run else None
     if run is None or call is None or call.status == "done":
@@ -56,4 +60,6 @@ def decide(state: State, event: ToolCall, delivery: int, now: int, *, idempotent
         return Settle("timeout", "no worker was free to run the tool in time")
     if call.needs_approval and not call.approved:
         return Nothing(over=True)  # the approval will wake somebody
+    if needs_approval and not call.needs_approval:  # it was made for an earlier version, which did not ask
+        return Settle("error", "a person must approve calls of this tool now, and was not asked; call it again")
     return Run(call, call.attempt + 1)

@@ -5,27 +5,38 @@ is a result that the model can read.
 """
 
 import asyncio
-import contextlib
-import contextvars
 import dataclasses
+import importlib
 import json
-import logging
+import operator
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from tapeline import limits
+from tapeline.depth import is_json_too_deep
 from tapeline.events import Outcome
 
-from .context import Context, ToolError, readable
-from .definition import AnyTool
+from . import generators
+from .context import Context, Lost, ToolError, readable
+from .definition import AnyTool, Tool
+from .models import dumped
+from .place import Loop, Work, in_thread, on_this_loop
+from .process import Died, in_process
 from .schema import Invalid
 
-log = logging.getLogger(__name__)
-
 _BINARY: Final = (bytes, bytearray, memoryview)
+_turns: Final = threading.Semaphore(limits.TOOL_ENCODERS_MAX)
+
+
+class Large(NamedTuple):
+    """A content too large for an event, as JSON, and how it begins."""
+
+    data: bytes
+    preview: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,105 +46,150 @@ class Result:
     outcome: Outcome
     content: Any = None
     message: str = ""
+    large: Large | None = None
+    """Instead of `content`, where that is too large for an event."""
 
     @property
     def is_error(self) -> bool:
         return self.outcome != "ok"
 
 
-async def run(tool: AnyTool, arguments: Any, context: Context) -> Result:
-    """Calls the tool as the model asked for it.
+async def run(tool: AnyTool, arguments: Any, context: Context, loop: Loop | None = None) -> Result:
+    """Calls the tool as the model asked for it; an async one on `loop`, or on the caller's own.
 
     A stop gives the function `TOOL_GRACE_S` to end by itself. An async function that does not end, or not
-    within its deadline, is cancelled; a thread cannot be, so it is left behind and what it returns is dropped.
+    within its deadline, is cancelled, and a process is killed; a thread can be neither, so it is left behind and
+    what it returns is dropped: it can see that its time is over, for `stopped` is set then.
     """
     try:
         values = tool.arguments.convert(arguments)
     except Invalid as error:
         return Result("error", message=readable(error))
+    except Exception as error:  # the author's own code: a validator, a __post_init__
+        context.log.exception("its arguments could not be made")
+        return Result("error", message=f"the tool {tool.name} failed: {type(error).__name__}")
     if tool.arguments.context_name:
         values[tool.arguments.context_name] = context
-    work = _started(tool, values, context)
+    work = _started(tool, arguments, values, context, loop)
     stop = asyncio.create_task(context.stopped.wait())
+    turn = _Turn()
     try:
-        await asyncio.wait({work, stop}, timeout=context.time_left_s, return_when=asyncio.FIRST_COMPLETED)
-        if context.stopped and not work.done():
-            await asyncio.wait({work}, timeout=min(limits.TOOL_GRACE_S, context.time_left_s))
-        if work.done():
-            result = _result(tool, work, context)
-            return dataclasses.replace(result, outcome="stopped") if context.stopped else result
+        await _end_of(work, stop, context)
+        if work.future.done():
+            # In a thread: large JSON takes a while, and an author's own serializer may take for ever.
+            made = in_thread(lambda: _result(tool, context, work.future.result, turn), f"result of {context.call}")
+            await _end_of(made, stop, context, limits.TOOL_CANCEL_S)
+            if made.future.done():
+                result: Result = made.future.result()
+                return dataclasses.replace(result, outcome="stopped") if context.stopped else result
+            made.future.cancel()
+            context.log.warning("its result does not become JSON; it is left behind")
         work.cancel()
-        if tool.is_async:
-            await asyncio.wait({work}, timeout=limits.TOOL_CANCEL_S)
-        if not tool.is_async or not work.done():
+        if work.heeds:
+            await asyncio.wait({work.future}, timeout=limits.TOOL_CANCEL_S)
+        if not work.future.done():
             context.log.warning("it does not end; it is left behind and what it returns will be dropped")
-        elif not work.cancelled() and (raised := work.exception()):
+        elif not work.future.cancelled() and (raised := work.future.exception()) and not isinstance(raised, Died):
             context.log.warning("it raised when it was cancelled", exc_info=raised)
         if context.stopped:
             return Result("stopped", message="the run was stopped while the tool was running")
         return Result("timeout", message=f"the tool {tool.name} did not end in time")
     finally:
         stop.cancel()
+        turn.give_back()
+        if not work.future.done() or work.future.cancelled():
+            context.stopped.set()
         work.cancel()
+        work.future.cancel()
 
 
-def _started(tool: AnyTool, values: dict[str, Any], context: Context) -> asyncio.Future[Any]:
-    if tool.is_async:
-        return asyncio.create_task(_contained(tool.function, values))
-    return _in_thread(lambda: tool.function(**values), context)
+async def _end_of(work: Work, stop: asyncio.Task[None], context: Context, more_s: float = 0.0) -> None:
+    """Waits until the work has ended or has no more time: at its deadline, or some time after a stop."""
+    time_s = context.time_left_s + more_s
+    await asyncio.wait({work.future, stop}, timeout=time_s, return_when=asyncio.FIRST_COMPLETED)
+    if context.stopped and not work.future.done():
+        await asyncio.wait({work.future}, timeout=min(limits.TOOL_GRACE_S, context.time_left_s + more_s))
 
 
-async def _contained(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+class _Turn:
+    """One of so many turns at making a result into JSON, which bound what that takes of memory. It is given back once:
+    by whoever made it, or when the call is over though an author's serializer never returns.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = self._over = False
+
+    def __enter__(self) -> None:
+        _turns.acquire()
+        with self._lock:
+            self._held = True
+        if self._over:
+            self.give_back()  # nobody waits for this result any more
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._over = True
+            held, self._held = self._held, False
+        if held:
+            _turns.release()
+
+
+def _started(tool: AnyTool, arguments: Any, values: dict[str, Any], context: Context, loop: Loop | None) -> Work:
+    name = f"tool {tool.name} {context.call}"
+    if tool.process:  # which finds the tool by its name, and converts the arguments itself: not every value pickles
+        return in_process(_call, (tool.function.__module__, tool.function.__qualname__, arguments), context)
+    function = generators.plain(tool.function, context)
+    if not tool.is_async:
+        return in_thread(lambda: function(**values), name)
+    return loop.start(function(**values), name) if loop else on_this_loop(function(**values))
+
+
+def _call(module: str, name: str, arguments: Any, context: Context) -> Result:
+    """In a process of its own: the whole call."""
+    found = operator.attrgetter(name)(importlib.import_module(module))
+    # `other = tool(process=True)(function)` leaves the name to the function.
+    tool: AnyTool = found if isinstance(found, Tool) else Tool(found, name=context.tool)
+    values = tool.arguments.convert(arguments)
+    if tool.arguments.context_name:
+        values[tool.arguments.context_name] = context
+
+    function = generators.plain(tool.function, context)
+
+    def ended() -> Any:
+        return asyncio.run(function(**values)) if tool.is_async else function(**values)
+
+    return _result(tool, context, ended)
+
+
+def _result(
+    tool: AnyTool, context: Context, ended: Callable[[], Any], turn: AbstractContextManager[None] | None = None
+) -> Result:
+    """What the function returned or raised, which `ended` does."""
     try:
-        return await function(**values)
-    except (SystemExit, KeyboardInterrupt) as error:  # from a task, these would end the whole worker
-        raise RuntimeError(f"the tool raised {type(error).__name__}") from error
-
-
-def _in_thread(function: Callable[[], Any], context: Context) -> asyncio.Future[Any]:
-    """A thread of its own per call, and a daemon: one that never returns neither blocks others nor our exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            context.log.warning("it has ended too late; what it returned is dropped")
-        elif isinstance(error, StopIteration):  # which a future does not take
-            future.set_exception(RuntimeError("the tool raised StopIteration"))
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    def work() -> None:
-        value: Any = None
-        error: BaseException | None = None
-        try:
-            value = function()
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the call's result
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to tell
-            loop.call_soon_threadsafe(settle, value, error)
-
-    snapshot = contextvars.copy_context()  # the thread's spans belong to the call's
-    threading.Thread(target=snapshot.run, args=(work,), name=f"tool {context.call}", daemon=True).start()
-    return future
-
-
-def _result(tool: AnyTool, work: asyncio.Future[Any], context: Context) -> Result:
-    """What the function returned or raised."""
-    if work.cancelled():
+        value = ended()
+    except asyncio.CancelledError:
         return Result("error", message="the tool cancelled itself")
-    error = work.exception()
-    if isinstance(error, ToolError):
+    except ToolError as error:
         return Result("error", message=readable(error) or "the tool failed")
-    if error is not None:
-        context.log.error("it raised", exc_info=error)
+    except Lost as error:
+        return Result("unknown", message=readable(error))
+    except Died as error:
+        return Result("error", message=f"the tool {tool.name} failed: its process {error}")
+    except BaseException as error:  # whatever it is, it is the call's result
+        context.log.exception("it raised")
         return Result("error", message=f"the tool {tool.name} failed: {type(error).__name__}")
+    if tool.process and isinstance(value, Result):
+        return value  # made in its process
     try:
-        return Result("ok", content=_as_json(work.result()))
+        with turn or nullcontext():
+            return _returned(value)
     except _NotSendable as reason:
-        context.log.exception("its result cannot be sent")
+        cause = reason.__cause__  # says where in the value, or in its author's serializer; a limit has none
+        context.log.error("its result cannot be sent: it %s", reason, exc_info=cause)  # noqa: TRY400
         return Result("error", message=f"the tool {tool.name} {reason}")
 
 
@@ -141,39 +197,28 @@ class _NotSendable(Exception):
     """A returned value that no event can carry. The message is for the model."""
 
 
-def _as_json(value: Any) -> Any:
+def _returned(value: Any) -> Result:
     """The value as plain JSON types, which is what every reader will see. Raises `_NotSendable`."""
     # The standard library's encoder, because it refuses NaN and circles, and asks about what it does not know.
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        data = text.encode()
+        preview = (value if isinstance(value, str) else text)[: limits.TOOL_PREVIEW_CHARS_MAX]
+        del text  # four times as large as its bytes where there is an emoji
+    except Exception as error:  # what is not JSON, and whatever the author's own serializers raise
         raise _NotSendable("returned something that is not JSON") from error
-    if size > limits.TOOL_RESULT_BYTES_MAX:
-        most = limits.TOOL_RESULT_BYTES_MAX
-        raise _NotSendable(f"returned {size} bytes as JSON, and {most} is the most: ask for less")
-    content = json.loads(text)
-    _check_depth(content)
-    return content
-
-
-def _check_depth(content: Any) -> None:
-    """Raises `_NotSendable` where the nesting would be too much for some reader's decoder."""
-    level = [content]
-    for _ in range(limits.TOOL_RESULT_DEPTH_MAX):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return
-    raise _NotSendable(f"returned JSON nested more than {limits.TOOL_RESULT_DEPTH_MAX} deep")
+    if len(data) > limits.TOOL_STORED_BYTES_MAX:
+        most = limits.TOOL_STORED_BYTES_MAX
+        raise _NotSendable(f"returned {len(data)} bytes as JSON, and {most} is the most: ask for less")
+    if is_json_too_deep(data):
+        raise _NotSendable(f"returned JSON nested more than {limits.JSON_DEPTH_MAX} deep")
+    if len(data) > limits.TOOL_RESULT_BYTES_MAX:
+        return Result("ok", large=Large(data, preview))
+    return Result("ok", content=json.loads(data))
 
 
 def _plain(value: Any) -> Any:
-    """Structs, dataclasses, dates, sets and the like as JSON has them; bytes have no place in it."""
+    """Structs, dataclasses, models, dates, sets and the like as JSON has them; bytes have no place in it."""
     if isinstance(value, _BINARY):
         raise TypeError(f"{type(value).__name__} is not JSON")
-    return msgspec.to_builtins(value, builtin_types=_BINARY)
+    return msgspec.to_builtins(value, builtin_types=_BINARY, enc_hook=dumped)

@@ -1,95 +1,105 @@
-"""The worker: takes calls of its tools from every shard, runs them, and writes what came of them to the tape.
+"""The worker: offers its tools, takes their calls from every shard, and makes an attempt at each.
 
-Everything that is written goes through `append`, under the conversation's fence: a claim before the tool runs,
-progress while it does, and one result. Nothing that matters lives in this process.
+Nothing that matters lives in this process.
 """
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
-import os
 import secrets
 import signal
-import time
-from collections.abc import Callable, Iterable
-from contextlib import aclosing
-from typing import Final
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, Final, NoReturn
 
-from opentelemetry import metrics, trace
 from opentelemetry.context import attach
 
 from tapeline import events, limits, settings, subjects, telemetry
-from tapeline.append import Chain, Overtaken
-from tapeline.clock import now_ms
 from tapeline.connection import Unavailable
 from tapeline.delivery import Deliveries, Delivery
-from tapeline.events import Done, Error, Stop, ToolCall, ToolProgress, ToolResult, ToolStarted
-from tapeline.fold import fold
-from tapeline.follow import follow
-from tapeline.registry import Registry
+from tapeline.events import ToolCall
+from tapeline.registry import Offer, Registry
 from tapeline.settings import ConfigError, Settings
-from tapeline.tape import Record, Tape
+from tapeline.tape import Tape
 
-from . import consumer
-from .context import Context
-from .decision import Nothing, Run, Settle, decide
+from . import consumer, servers
+from .attempt import Attempt
 from .definition import AnyTool
-from .execution import Result, run
+from .place import Loop, Work
+from .process import preload
 
 log = logging.getLogger(__name__)
 
-_tracer = trace.get_tracer("tapeline")
-_meter = metrics.get_meter("tapeline")
-_duration: Final = _meter.create_histogram("gen_ai.execute_tool.duration", "s", "From a call's claim to its result")
-_queued: Final = _meter.create_histogram("tapeline.tool.queue_time", "s", "From a tool_call to its claim")
+MCP: Final = "TAPELINE_MCP"
 
 
-def serve(tools: Iterable[AnyTool], pool: str = "") -> None:
+def serve(tools: Iterable[AnyTool], pool: str = "", mcp: str = "") -> None:
     """Runs a worker for these tools until SIGTERM or SIGINT: the whole life of a process.
 
-    Settings: `TAPELINE_NATS_URL`, required, and `TAPELINE_POOL`, which goes before `pool`.
+    Settings: `TAPELINE_NATS_URL`, required; `TAPELINE_POOL`, which goes before `pool`; and `TAPELINE_MCP`, a file that
+    names MCP servers whose tools are served too, unless `mcp` is one.
     """
 
     async def main(environment: Settings) -> None:
         telemetry.setup("tools")
         try:
-            await _serve(list(tools), environment.text("TAPELINE_POOL", pool), environment.nats_url)
+            named = _servers(mcp or environment.text(MCP), environment)
+            await _serve(list(tools), named, environment.text("TAPELINE_POOL", pool), environment.nats_url)
         finally:
             telemetry.shutdown()
 
     settings.run("tools", main)
 
 
-async def _serve(tools: list[AnyTool], pool: str, nats_url: str) -> None:
+def _servers(path: str, environment: Settings) -> dict[str, servers.ServerConfig]:
+    """The MCP servers in that file, if there is one. Raises `ConfigError`."""
+    named = servers.load(path, environment.environ) if path else {}
+    if named and importlib.util.find_spec("mcp") is None:
+        raise ConfigError(f"{path} names MCP servers, which needs: pip install 'tapeline[mcp]'")
+    return named
+
+
+async def _serve(tools: list[AnyTool], named: dict[str, servers.ServerConfig], pool: str, nats_url: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if not tools and not named:
+        raise ConfigError("there are no tools to serve")
     tape = await Tape.open(nats_url, "tapeline-tools")
     try:
         worker = Worker(tape, tools, pool, nats_url)
         await worker.start()
-        print(f"tools ready: {', '.join(sorted(worker.tools))}", flush=True)
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, worker.upkeep}, return_when=asyncio.FIRST_COMPLETED)
+        if tools:
+            print(f"tools ready: {', '.join(sorted(worker.tools))}", flush=True)
+        lives: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), worker.upkeep}
+        if named:
+            lives.add(asyncio.create_task(_offer(worker, tools, named)))
+        ended, others = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
         await worker.stop()
-        if not stopping.done():
-            stopping.cancel()
-            await worker.upkeep  # it ended by itself: say why
+        for one in ended:
+            one.result()  # it ended by itself: say why
     finally:
         await tape.close()
-    await _leave_behind()
 
 
-async def _leave_behind() -> None:
-    """Tools that ignore their cancellation would keep the event loop, and so the process, for ever."""
-    left = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    if left and (await asyncio.wait(left, timeout=limits.TOOL_CANCEL_S))[1]:
-        log.warning("ending, although tools are left that do not")
-        telemetry.shutdown()
-        logging.shutdown()
-        os._exit(0)
+async def _offer(worker: "Worker", tools: list[AnyTool], named: dict[str, servers.ServerConfig]) -> NoReturn:
+    """Has the worker offer what these MCP servers do, as they come and go, beside its tools."""
+    from .mcp import Servers
+
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    running = Servers(named, lambda: loop.call_soon_threadsafe(changed.set))
+    worker.beside(running.live(), "MCP servers")
+    while True:
+        await changed.wait()
+        changed.clear()
+        try:
+            await worker.set_tools([*tools, *running.offered({tool.name for tool in tools})])
+        except Unavailable as error:
+            log.warning("%s; what is offered changes later", error)
+        else:
+            print(f"tools ready: {', '.join(sorted(worker.tools))}", flush=True)
 
 
 class Worker:
@@ -97,45 +107,65 @@ class Worker:
 
     upkeep: asyncio.Task[None]
 
-    def __init__(self, tape: Tape, tools: list[AnyTool], pool: str, nats_url: str) -> None:
+    def __init__(self, tape: Tape, tools: Iterable[AnyTool], pool: str, nats_url: str) -> None:
         self.tape = tape
         self.pool = pool
-        self.tools = {tool.name: tool for tool in tools}
-        if not tools:
-            raise ConfigError("there are no tools to serve")
-        if len(self.tools) < len(tools):
-            raise ConfigError("two tools have the same name")
+        self.tools = _by_name(tools)
+        """What it offers, by name. Changed by `set_tools`."""
         if pool and not subjects.is_tool(pool):
             raise ConfigError(f"the pool's name {pool!r} must be letters, digits, _ and -, 64 at most")
         self.id = f"{pool or 'tools'}-{secrets.token_hex(4)}"
         self.registry = Registry(tape, self.id)
-        self._slots = {name: asyncio.Semaphore(limits.TOOL_CALLS_PER_WORKER) for name in self.tools}
+        self._desks: dict[str, _Desk] = {}
+        self._rivals: dict[str, Offer] = {}  # by tool: for these it stands by
+        self._started = False
         self._held: dict[str, Delivery] = {}  # by call: those that wait for a slot, and those that run
         self._calls: set[asyncio.Task[None]] = set()
-        self._draining = False
+        self._changing = asyncio.Lock()
         self._cut = asyncio.Event()
+        self._loop = Loop()
+        self._beside: list[Work] = []
         self._deliveries = Deliveries(nats_url, "tapeline-tools-delivery", self._take)
-        for tool in self.tools:
-            for shard in range(tape.deployment.shards):
-                subject = subjects.chain(shard, "*", subjects.call(tool))
-                self._deliveries.bind(subjects.stream(shard), subjects.tool_consumer(tool), subject)
 
     async def start(self) -> None:
-        """Takes calls, and then offers its tools. Raises `Refused`, `Unavailable`."""
-        await self.tape.patiently("JetStream", self._ensure_consumers)
+        """Offers its tools and takes their calls.
+
+        Raises `Refused`, `Unavailable`, and `ConfigError` where another pool has one of them with another schema.
+        """
+        if modules := {tool.function.__module__ for tool in self.tools.values() if tool.process}:
+            preload(modules)
         await self._deliveries.start()
-        await self._announce()
+        try:
+            await self.tape.patiently("JetStream", self._settle)
+        except ConfigError:
+            await self.registry.withdraw()
+            raise
+        self._started = True
         self.upkeep = asyncio.create_task(self._keep_up())
+
+    async def set_tools(self, tools: Iterable[AnyTool]) -> None:
+        """Makes these what it offers, after `start`. Of those that are gone it takes no more calls; those under way
+        end as usual. Calling it again changes nothing.
+
+        Raises `ConfigError` where two have the same name, and `Refused`. While NATS is away it raises `Unavailable`
+        and goes on trying by itself.
+        """
+        self.tools = _by_name(tools)
+        await self._settle()
+
+    def beside(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
+        """Runs what tools need, on the loop where async ones run. It is cancelled once all calls have ended."""
+        self._beside.append(self._loop.start(coroutine, name))
 
     async def stop(self) -> None:
         """Takes no more calls, lets those that run end for `DRAIN_S`, and cuts the rest: an idempotent tool's go
         to another worker, any other's end as `unknown`.
         """
-        self._draining = True
         self.upkeep.cancel()
-        await self._deliveries.stop_taking()
-        for slot in self._slots.values():
-            slot.release()  # whoever waits for one gives its call back, and the slot to the next
+        async with self._changing:
+            self.tools = {}
+            for desk in list(self._desks.values()):
+                await self._close(desk)
         try:
             await self.registry.withdraw()
         except Unavailable as error:
@@ -144,6 +174,11 @@ class Worker:
         self._cut.set()
         await self._calls_end(limits.APPEND_TIMEOUT_S)
         await self._deliveries.close()
+        for work in self._beside:
+            work.cancel()
+        if self._beside:
+            await asyncio.wait({work.future for work in self._beside}, timeout=limits.MCP_CLOSE_S)
+        await self._loop.close()
 
     async def _calls_end(self, within_s: float) -> None:
         if self._calls:
@@ -152,31 +187,106 @@ class Worker:
     # What keeps the worker in business
 
     async def _keep_up(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_offers())
+                group.create_task(self._loop.watch())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _keep_offers(self) -> None:
         while True:
-            await asyncio.sleep(limits.REGISTRY_REFRESH_S)
+            await self._pause()
             await self._deliveries.check()
             try:
-                await self._announce()
-                if made := await self._ensure_consumers():
-                    log.warning("%d consumers were gone, and are there again", made)
+                await self._settle()
             except Unavailable as error:
                 log.warning("%s; trying again in %g s", error, limits.REGISTRY_REFRESH_S)
 
-    async def _announce(self) -> None:
-        await self.registry.announce(tool.spec(self.pool) for tool in self.tools.values())
+    async def _pause(self) -> None:
+        """Until it is time to refresh the offers, or something has changed for a tool that stands by."""
+        clock = asyncio.get_running_loop().time
+        refresh_at = clock() + limits.REGISTRY_REFRESH_S
+        while clock() < refresh_at:
+            await asyncio.sleep(limits.STAND_BY_LOOK_S)
+            if self._rivals:
+                with contextlib.suppress(Unavailable):  # and nothing can be done about it before it is back
+                    if self._found_rivals(await self.registry.counting()).keys() != self._rivals.keys():
+                        return
 
-    async def _ensure_consumers(self) -> int:
-        """Makes those that are absent; how many. A deleted consumer looks like one without messages."""
-        made = 0
-        for tool in self.tools:
+    async def _settle(self) -> None:
+        """Brings about what `tools` says: closes the desks of those that are gone, offers the others, opens theirs."""
+        async with self._changing:
+            tools = dict(self.tools)
+            await self._ensure_consumers(tools)
+            specs = [tool.spec(self.pool) for tool in tools.values()]
+            new = True
+            while new:  # and as often as somebody else may have come first
+                self._tell(self._found_rivals(await self.registry.counting()))
+                for desk in list(self._desks.values()):
+                    if tools.get(desk.tool.name) is not desk.tool or desk.tool.name in self._rivals:
+                        await self._close(desk)
+                new = await self.registry.announce(specs, self._rivals)
+            for tool in tools.values():
+                if tool.name not in self._rivals:
+                    await self._open(tool)
+
+    def _found_rivals(self, counting: Mapping[str, Offer]) -> dict[str, Offer]:
+        """Of our tools, those of which an offer counts that does not agree with ours."""
+        return {
+            name: counting[name]
+            for name, tool in self.tools.items()
+            if name in counting and counting[name].worker != self.id and not counting[name].tool.agrees(tool.spec())
+        }
+
+    def _tell(self, rivals: dict[str, Offer]) -> None:
+        """Raises `ConfigError` for another pool's, as long as this worker has not started."""
+        for name, rival in rivals.items():
+            theirs = rival.tool.pool
+            same = rival.tool.parameters == self.tools[name].arguments.schema
+            what = "another needs_approval" if same else "another schema"
+            if not self._started and self.pool and theirs and theirs != self.pool:
+                raise ConfigError(
+                    f"tool {name}: pool {theirs} serves it with {what} (worker {rival.worker}), so pool "
+                    f"{self.pool} cannot; give it another name, or end the workers of {theirs} first"
+                )
+            if name not in self._rivals:
+                log.warning(
+                    "tool %s: worker %s serves it with %s; standing by until no such worker is left",
+                    name,
+                    rival.worker,
+                    what,
+                )
+        for name in self._rivals.keys() - rivals.keys():
+            log.warning("tool %s: no other schema is served any more; taking its calls", name)
+        self._rivals = rivals
+
+    async def _ensure_consumers(self, tools: Iterable[str]) -> None:
+        """Makes those that are absent. A deleted consumer looks like one without messages."""
+        gone = 0
+        for tool in tools:
             for shard in range(self.tape.deployment.shards):
-                made += await consumer.ensure(self.tape, tool, shard)
-        return made
+                made = await consumer.ensure(self.tape, tool, shard)
+                gone += made and tool in self._desks
+        if gone:
+            log.warning("%d consumers were gone, and are there again", gone)
+
+    async def _open(self, tool: AnyTool) -> None:
+        self._desks.setdefault(tool.name, _Desk(tool))
+        for shard in range(self.tape.deployment.shards):
+            subject = subjects.chain(shard, "*", subjects.call(tool.name))
+            await self._deliveries.bind(subjects.stream(shard), subjects.tool_consumer(tool.name), subject)
+
+    async def _close(self, desk: "_Desk") -> None:
+        del self._desks[desk.tool.name]
+        for shard in range(self.tape.deployment.shards):
+            await self._deliveries.unbind(subjects.stream(shard), subjects.tool_consumer(desk.tool.name))
+        desk.close()
 
     # Deliveries
 
     async def _take(self, delivery: Delivery) -> None:
-        """One delivery. Returns when its call has a slot to run in."""
+        """One delivery. Returns when there is a slot for one more: until then, it may be an idle worker's."""
         conversation, kind = subjects.split(delivery.subject)
         try:
             call = _call(delivery.data, kind)
@@ -188,15 +298,25 @@ class Worker:
         if mine := self._held.get(call.call):
             mine.renew(delivery)  # our word that we are at work did not get through
             return
+        if (desk := self._desks.get(call.tool)) is None:
+            await delivery.give_back()  # fetched as the desk closed
+            return
         self._held[call.call] = delivery
         try:
-            await self._slots[call.tool].acquire()
-        except BaseException:  # cancelled while it waited for a slot, as a rule
+            async with asyncio.timeout(limits.TOOL_HOLD_S):
+                await desk.slots.acquire()
+        except TimeoutError:  # another shard had one for the last slot
+            await delivery.give_back()
+            del self._held[call.call]
+        except BaseException:  # cancelled, as a rule
             delivery.leave()
             raise
-        task = asyncio.create_task(self._handle(conversation, call, delivery))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        else:
+            task = asyncio.create_task(self._handle(desk, conversation, call, delivery))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+        async with desk.slots:
+            pass
 
     async def _bury(self, delivery: Delivery, why: str) -> None:
         try:
@@ -207,13 +327,13 @@ class Worker:
         else:
             await delivery.drop()
 
-    async def _handle(self, conversation: str, call: ToolCall, delivery: Delivery) -> None:
+    async def _handle(self, desk: "_Desk", conversation: str, call: ToolCall, delivery: Delivery) -> None:
         attach(telemetry.context(delivery.headers))  # for this task only, so it need not be detached
         try:
-            if self._draining:
+            if desk.closed:
                 await delivery.give_back()
             else:
-                await self._process(conversation, call, delivery)
+                await Attempt(self.tape, self.id, desk.tool, conversation, call, delivery, self._cut, self._loop).make()
         except Unavailable as error:
             log.warning("call %s: %s; it will be delivered again", call.call, error)
         except Exception:
@@ -221,179 +341,29 @@ class Worker:
         finally:
             delivery.leave()
             del self._held[call.call]
-            self._slots[call.tool].release()
-
-    # One call
-
-    async def _process(self, conversation: str, call: ToolCall, delivery: Delivery) -> None:
-        """Decides, acts, and decides again where another writer came first, until there is nothing left to do."""
-        tool = self.tools[call.tool]
-        while True:
-            pages = self.tape.pages(conversation, kind=subjects.FACTS, until=delivery.seq)
-            facts = [record async for page in pages for record in page]
-            if not facts or facts[-1].seq < delivery.seq:
-                await delivery.ack()  # the conversation was purged
-                return
-            # The fence is the last fact, not the last event: what came after it, the chain reads before it appends.
-            chain = Chain(self.tape, conversation, facts[-1].seq, ends=_ends_work(call))
-            action = decide(fold(facts), call, delivery.number, now_ms(), idempotent=tool.idempotent)
-            try:
-                match action:
-                    case Nothing(over=False):
-                        return
-                    case Nothing():
-                        pass
-                    case Settle(outcome, message):
-                        await self._conclude(chain, call, Result(outcome, message=message), 0)
-                    case Run() if not await self._run(tool, chain, call, action, delivery):
-                        await delivery.give_back()
-                        return
-            except Overtaken as overtaken:
-                log.info("call %s: %s", call.call, overtaken)
-            else:
-                await delivery.ack()
-                return
-
-    async def _run(self, tool: AnyTool, chain: Chain, call: ToolCall, action: Run, delivery: Delivery) -> bool:
-        """Claims the call, runs the tool and writes the result. False: it was cut, and another worker may run it."""
-        decided_on = chain.last
-        claim = ToolStarted(
-            run=call.run,
-            ts=now_ms(),
-            call=call.call,
-            tool=call.tool,
-            worker=self.id,
-            attempt=action.attempt,
-            delivery=delivery.number,
-        )
-        await chain.append(subjects.TOOL, claim, telemetry.carrier())
-        _queued.record(max(0.0, time.time() - delivery.stored_at.timestamp()), {"gen_ai.tool.name": tool.name})
-        attributes = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": tool.name,
-            "gen_ai.tool.call.id": call.call,
-            "gen_ai.conversation.id": chain.conversation,
-        }
-        with _tracer.start_as_current_span(f"execute_tool {tool.name}", attributes=attributes) as span:
-            started = time.monotonic()
-            result = await self._execute(tool, chain, call, action, decided_on)
-            if result is None:
-                return False
-            duration_s = time.monotonic() - started
-            if result.is_error:
-                span.set_attribute("error.type", result.outcome)
-                span.set_status(trace.StatusCode.ERROR)  # what it says may be content
-            _duration.record(duration_s, {"gen_ai.tool.name": tool.name, "tapeline.tool.outcome": result.outcome})
-            await self._conclude(chain, call, result, int(duration_s * 1000))
-        return True
-
-    async def _execute(
-        self, tool: AnyTool, chain: Chain, call: ToolCall, action: Run, decided_on: int
-    ) -> Result | None:
-        """Runs the tool while others report its progress and look out for a stop. None: cut, may run again."""
-        progress = _Progress()
-        context = Context(
-            tool=tool.name,
-            call=call.call,
-            deadline=action.call.deadline / 1000,
-            attempt=action.attempt,
-            say=progress.say,
-        )
-        work = asyncio.create_task(run(tool, action.call.arguments, context))
-        cut = asyncio.create_task(self._cut.wait())
-        helpers = [
-            asyncio.create_task(self._report(progress, chain, call, context)),
-            asyncio.create_task(self._watch(chain.conversation, decided_on, call, context)),
-        ]
-        try:
-            await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            if tool.idempotent:
-                return None
-            message = "its worker was shut down while it ran; whether it had its effect is not known"
-            return Result("unknown", message=message)
-        finally:
-            for task in (work, cut, *helpers):
-                task.cancel()
-            for outcome in await asyncio.gather(work, cut, *helpers, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    log.error("call %s: a helper failed", call.call, exc_info=outcome)
-
-    async def _conclude(self, chain: Chain, call: ToolCall, result: Result, duration_ms: int) -> None:
-        # Not the chain's own end: a result may come after its run's, for the audit.
-        chain = Chain(self.tape, chain.conversation, chain.last, ends=_ends(call, mine=self.id))
-        event = ToolResult(
-            run=call.run,
-            ts=now_ms(),
-            call=call.call,
-            tool=call.tool,
-            outcome=result.outcome,
-            is_error=result.is_error,
-            content=result.content,
-            message=result.message,
-            duration_ms=duration_ms,
-        )
-        while True:
-            try:
-                await chain.append(subjects.TOOL, event, telemetry.carrier())
-            except Unavailable as error:
-                if now_ms() > call.deadline:  # by now inference has settled the call, or will
-                    raise
-                log.warning("call %s: the result is not written yet: %s", call.call, error)
-            else:
-                return
-
-    async def _report(self, progress: "_Progress", chain: Chain, call: ToolCall, context: Context) -> None:
-        """Appends the newest progress, at most one every `PROGRESS_INTERVAL_S`."""
-        while True:
-            fraction, message = await progress.next()
-            event = ToolProgress(
-                run=call.run, ts=now_ms(), call=call.call, tool=call.tool, fraction=fraction, message=message
-            )
-            try:
-                await chain.append(subjects.TOOL_DELTA, event)
-            except Overtaken:
-                context.stopped.set()
-                return
-            except Unavailable as error:
-                log.warning("call %s: progress was dropped: %s", call.call, error)
-            await asyncio.sleep(limits.PROGRESS_INTERVAL_S)
-
-    async def _watch(self, conversation: str, after: int, call: ToolCall, context: Context) -> None:
-        """Tells the tool when its run was stopped or has ended, or when its call was taken from this worker."""
-        ends = _ends(call, mine=self.id)
-        while not context.stopped:
-            try:
-                async with aclosing(follow(self.tape, conversation, after)) as pages:
-                    async for page in pages:
-                        for record in page:
-                            after = record.seq
-                            if _ends_run(record, call) or ends(record):
-                                context.stopped.set()
-                                return
-            except Unavailable as error:
-                log.warning("call %s: a stop would not be seen: %s", call.call, error)
-                await asyncio.sleep(limits.READ_RETRY_S)
+            desk.slots.release()
 
 
-class _Progress:
-    """The newest progress that has not been reported. Said in any thread, read on the event loop."""
+class _Desk:
+    """Where the calls of one tool are served: so many at once, until it closes for good."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._newest: tuple[float | None, str] = None, ""
-        self._said = asyncio.Event()
+    def __init__(self, tool: AnyTool) -> None:
+        self.tool = tool
+        self.slots = asyncio.Semaphore(tool.max_concurrency)
+        self.closed = False
 
-    def say(self, fraction: float | None, message: str) -> None:
-        self._newest = fraction, message
-        with contextlib.suppress(RuntimeError):  # a thread left behind, and the loop has closed
-            self._loop.call_soon_threadsafe(self._said.set)
+    def close(self) -> None:
+        """Calls that wait for a slot are given back; those that have one end as usual."""
+        self.closed = True
+        self.slots.release()  # whoever gets it gives its call back, and the slot to the next
 
-    async def next(self) -> tuple[float | None, str]:
-        await self._said.wait()
-        self._said.clear()
-        return self._newest
+
+def _by_name(tools: Iterable[AnyTool]) -> dict[str, AnyTool]:
+    named: dict[str, AnyTool] = {}
+    for tool in tools:
+        if named.setdefault(tool.name, tool) is not tool:
+            raise ConfigError(f"two tools have the same name, {tool.name}")
+    return named
 
 
 class _Poison(Exception):
@@ -411,30 +381,3 @@ def _call(data: bytes, kind: str) -> ToolCall:
     if subjects.call(event.tool) != kind:
         raise _Poison(f"a call of {event.tool!r}, which is another tool")
     return event
-
-
-def _ends(call: ToolCall, mine: str = "") -> Callable[[Record], bool]:
-    """Whether an event ends a worker's right to write about this call: its result, or a claim not by `mine`."""
-
-    def ends(record: Record) -> bool:
-        if not record.is_fact:
-            return False
-        event = record.event()
-        if isinstance(event, ToolStarted):
-            return event.call == call.call and event.worker != mine
-        return isinstance(event, ToolResult) and event.call == call.call
-
-    return ends
-
-
-def _ends_work(call: ToolCall) -> Callable[[Record], bool]:
-    """Whether an event ends a worker's right to begin this call, or to say how far it is."""
-    ends = _ends(call)
-    return lambda record: ends(record) or _ends_run(record, call)
-
-
-def _ends_run(record: Record, call: ToolCall) -> bool:
-    if not record.is_fact:
-        return False
-    event = record.event()
-    return isinstance(event, Stop | Done | Error) and event.run == call.run

@@ -1,0 +1,1 @@
+"""Pools of tools of different speeds, one tool each."""

@@ -1,0 +1,238 @@
+"""Tools that misbehave, that are asked for too often, and that are upgraded, in real workers."""
+
+import asyncio
+import itertools
+import os
+import time
+from typing import Any
+
+import pytest
+from tapeline import limits, subjects
+from tapeline.clock import now_ms
+from tapeline.events import Stop, ToolProgress, ToolResult, ToolStarted
+from tapeline.registry import Registry
+from tapeline.tape import Tape
+
+from tests.stack import until
+from tests.workers import Asked, Start, said
+
+BAD = "tests.bad_tools"
+SECRET = "hunter2"
+
+
+def nested(levels: int) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for _ in range(levels):
+        tree = {"in": tree}
+    return tree
+
+
+CASES: list[tuple[str, Any, str, str]] = [
+    ("never", {}, "timeout", "did not end in time"),
+    ("never_async", {}, "timeout", "did not end in time"),
+    ("never_in_a_process", {}, "timeout", "did not end in time"),
+    ("exit_in_a_process", {"code": 3}, "error", "its process ended with exit code 3"),
+    ("exit_in_a_process", {"code": 0}, "error", "its process ended with exit code 0"),
+    ("crash_in_a_process", {}, "error", "its process was killed by SIGSEGV"),
+    ("leak_in_a_process", {}, "error", "the tool leak_in_a_process failed: RuntimeError"),
+    ("leak", {}, "error", "the tool leak failed: RuntimeError"),
+    *(("give", {"what": what}, "error", "not JSON") for what in ("nan", "bytes", "circle", "object", "surrogate")),
+    ("exit_in_a_process", {}, "error", "missing required field `code`"),
+    ("exit_in_a_process", {"code": "3"}, "error", "Expected `int`, got `str`"),
+    ("take", {"tree": {}, "more": 1}, "error", "unknown field `more`"),
+    ("take", {"tree": "x" * 300_000}, "error", "Expected `object`, got `str`"),
+    ("take", {"tree": {"x": "y" * 300_000}}, "ok", ""),
+    ("take", {"tree": nested(60)}, "ok", ""),
+    ("take", nested(60), "error", "unknown field `in`"),
+]
+
+
+async def test_what_a_bad_tool_does_is_one_result_and_the_worker_lives(tape: Tape, workers: Start) -> None:
+    worker = await workers(BAD)
+    runs = [Asked(tape) for _ in CASES]
+    slow = 2.0  # for the tools that never return; the others have time for a process to start
+    calls = [
+        (await asked.call(tool, arguments, slow if outcome == "timeout" else 30))[0]
+        for asked, (tool, arguments, outcome, _) in zip(runs, CASES, strict=True)
+    ]
+    for asked, call, (tool, _, outcome, words) in zip(runs, calls, CASES, strict=True):
+        result = await asked.result(call, 30)
+        assert result.outcome == outcome, (tool, result)
+        assert words in result.message, tool
+        assert SECRET not in repr([record.data for record in await tape.read(asked.conversation)])
+    assert worker.said().count(f"RuntimeError: password {SECRET}") == 2, "the log has it"
+    (line,) = [line for line in worker.noted() if line.startswith("pid ")]
+    await until("the process is gone", lambda: is_gone(int(line.split()[1])))
+
+    stopped, last = Asked(tape), Asked(tape)
+    (beating,) = await stopped.call("pulse", {})
+    await until("progress from a process", lambda: stopped.of(ToolProgress, beating))
+    await stopped.append(subjects.INPUT, Stop(run="r", ts=now_ms()))
+    result = await stopped.result(beating, limits.TOOL_GRACE_S / 2)
+    assert (result.outcome, result.content) == ("stopped", "stopped")
+    assert f"pulse {beating}: heard from a process" in worker.said()
+    (call,) = await last.call("add", {"a": 1, "b": 1})
+    assert (await last.result(call)).content == 2
+    assert worker.process is not None
+    assert worker.process.returncode is None
+
+
+async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_worker(tape: Tape, workers: Start) -> None:
+    worker = await workers(BAD, env={"BAD_TOOLS_BLOCKED_S": "8"})
+    blocks, ticks, beats, waits, adds = (Asked(tape) for _ in range(5))
+    (ticking,) = await ticks.call("tick", {"seconds": 5})
+    (beating,) = await beats.call("pulse", {})
+    await until("both are at it", lambda: both(ticks.of(ToolProgress, ticking), beats.of(ToolProgress, beating)))
+    (blocking,) = await blocks.call("block_the_loop", {"seconds": 60}, timeout_s=1.5)
+    await blocks.started(blocking)
+    (waiting,) = await waits.call("be_quick", {}, timeout_s=1)
+    assert (await waits.result(waiting, 4)).outcome == "timeout"
+    assert (await blocks.result(blocking, 4)).outcome == "timeout"
+    asked_at = time.monotonic()
+    (adding,) = await adds.call("add", {"a": 1, "b": 1})
+    assert (await adds.result(adding)).content == 2
+    assert time.monotonic() - asked_at < 1, "at once"
+    assert (await ticks.result(ticking)).content == "done"
+    said_at = [event.ts for event in await ticks.of(ToolProgress, ticking)]
+    assert max(later - earlier for earlier, later in itertools.pairwise(said_at)) < 1_000
+    await until("a warning", lambda: said(worker, "a tool blocks the async tools' event loop"))
+    assert f"block_the_loop {blocking}, at " in worker.said()
+    assert "bad_tools.py" in worker.said()
+    assert "in block_the_loop: time.sleep(seconds)" in worker.said()
+    assert worker.process is not None
+    async with asyncio.timeout(8 + limits.DRAIN_S + 5):
+        assert await worker.process.wait() == 70
+    last = worker.said().splitlines()[-1]
+    assert last.startswith("tools: the async tools' event loop has been blocked for 8 s (tool block_the_loop")
+    assert (await beats.result(beating)).outcome == "unknown", "it drained"
+
+
+@pytest.mark.timeout(90)
+async def test_a_tool_that_ends_its_worker_does_so_three_times_at_most(tape: Tape, workers: Start) -> None:
+    started = await asyncio.gather(*(workers(BAD) for _ in range(limits.TOOL_ATTEMPTS_MAX + 2)))
+    asked, risky = Asked(tape), Asked(tape)
+    (call,) = await asked.call("end_the_worker", {}, 80)
+    (effect,) = await risky.call("end_the_worker_once", {}, 80)
+    within_s = limits.TOOL_ATTEMPTS_MAX * limits.ACK_WAIT_S + 10
+    result = await asked.result(call, within_s)
+    assert (result.outcome, "lost 3 workers" in result.message) == ("unknown", True)
+    assert (await risky.result(effect)).outcome == "unknown"
+    noted = started[0].noted()
+    firsts = {f"end {call} 1", f"once {effect} 1"} & set(noted)
+    assert firsts, "either may have gone with the other before it was run, but not both"
+    assert sorted(noted) == sorted([*firsts, f"end {call} 2", f"end {call} 3"])
+
+
+async def test_a_tool_that_is_flooded_keeps_no_other_waiting(tape: Tape, workers: Start) -> None:
+    await workers(BAD)
+    floods = [Asked(tape) for _ in range(20)]
+    hogs = [(asked, call) for asked in floods for call in await asked.call("hog", {"seconds": 3}, calls=10)]
+    took_ms = []
+    for _ in range(10):
+        asked = Asked(tape)
+        (call,) = await asked.call("add", {"a": 1, "b": 1})
+        began = time.monotonic()
+        await asked.result(call)
+        took_ms.append(round((time.monotonic() - began) * 1000))
+        narrows = Asked(tape)
+        for narrow in await narrows.call("narrow", {}, calls=4):
+            assert (await narrows.result(narrow)).content <= 2
+    done = sum([len(await asked.of(ToolResult, call)) for asked, call in hogs])
+    assert done < len(hogs), "the flood was over, so this was no test"
+    print(f"beside {len(hogs)} slow calls, {done} of them done, another tool took {sorted(took_ms)} ms")
+    assert sorted(took_ms)[len(took_ms) // 2] < 500
+
+
+# Pools and upgrades
+
+
+async def test_pools_share_a_tool_and_disagree_about_none(tape: Tape, workers: Start) -> None:
+    one = await workers("tests.greeter", env={"TAPELINE_POOL": "one"})
+    await workers("tests.greeter", env={"TAPELINE_POOL": "other"})
+    runs = [Asked(tape) for _ in range(30)]
+    calls = await asyncio.gather(*(asked.call("greet", {"name": "Ann"}) for asked in runs))
+    for asked, (call,) in zip(runs, calls, strict=True):
+        assert (await asked.result(call)).content == ["1", "Hi Ann"]
+    claims = [await asked.started(call) for asked, (call,) in zip(runs, calls, strict=True)]
+    assert {claim.worker.partition("-")[0] for claim in claims} == {"one", "other"}
+
+    third = await workers("tests.greeter", env={"TAPELINE_POOL": "third", "GREETER": "2"}, ready=False)
+    assert third.process is not None
+    async with asyncio.timeout(15):
+        assert await third.process.wait() == 78
+    (line,) = [line for line in one.said().splitlines() if line.startswith("tools: ")]
+    assert "tool greet: pool one serves it with another schema" in line
+    assert "so pool third cannot; give it another name" in line
+    asked = Asked(tape)
+    (call,) = await asked.call("greet", {"name": "Bo"})
+    assert (await asked.result(call)).content == ["1", "Hi Bo"]
+    assert list(await Registry(tape).offered()) == ["greet"], "nothing is left of the one that was refused"
+
+
+async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, workers: Start) -> None:
+    old = [await workers("tests.greeter", env={"TAPELINE_POOL": "greeters"}) for _ in range(2)]
+    registry, asked_of = Registry(tape), list[tuple[Asked, str, bool]]()
+    over = asyncio.Event()
+
+    async def ask() -> None:
+        while not over.is_set():
+            properties = (await registry.offered())["greet"].parameters["properties"]
+            polite = "polite" in properties
+            asked = Asked(tape)
+            (call,) = await asked.call("greet", {"name": "Ann", "polite": True} if polite else {"name": "Ann"})
+            asked_of.append((asked, call, polite))
+            await asyncio.sleep(0.02)
+
+    asking = asyncio.create_task(ask())
+    new = [await workers("tests.greeter", env={"TAPELINE_POOL": "greeters", "GREETER": "2"}) for _ in range(2)]
+    assert new[0].said().count("serves it with another schema; standing by") == 2
+    other = Asked(tape)
+    (call,) = await other.call("wave", {})
+    assert (await other.result(call)).content == "waves", "it serves its other tools meanwhile"
+    assert await old[0].end() == 0
+    before = len(asked_of)
+    await until("calls go on with one", lambda: more(asked_of, before + 20))
+    ended_ms = now_ms()
+    await old[1].end()
+    await until("the new schema", lambda: is_polite(registry), 3)
+    before = len(asked_of)
+    await until("calls go on", lambda: more(asked_of, before + 20))
+    over.set()
+    await asking
+
+    versions: list[str] = []
+    first_ms = 0
+    for asked, call, polite in asked_of:
+        result = await asked.result(call)
+        assert result.outcome == "ok", result
+        (claim,) = await asked.of(ToolStarted, call)
+        version, words = result.content
+        versions.append(version)
+        assert words == ("Good morning, Ann" if polite else "Hi Ann")
+        if version == "2":
+            assert claim.ts >= ended_ms, "while an old worker served it, no new one did"
+            first_ms = min(first_ms or claim.ts, claim.ts)
+    assert {"1", "2"} == set(versions)
+    print(f"{len(versions)} calls, {versions.count('2')} by the new version, {first_ms - ended_ms} ms after the old")
+    assert first_ms - ended_ms < 2_000
+
+
+async def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def both(one: Any, other: Any) -> bool:
+    return all(await asyncio.gather(one, other))
+
+
+async def more(calls: list[Any], than: int) -> bool:
+    return len(calls) > than
+
+
+async def is_polite(registry: Registry) -> bool:
+    offered = await registry.offered()
+    return "greet" in offered and "polite" in offered["greet"].parameters["properties"]
