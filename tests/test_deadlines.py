@@ -13,8 +13,10 @@ import pytest
 from tapeline import limits, subjects
 from tapeline.append import Chain
 from tapeline.events import Answer, Conversation, Done, Message, Step, Token
+from tapeline.record import Record
+from tapeline.registry import Registry, ToolSpec
 from tapeline.replay import load
-from tapeline.tape import Record, Tape
+from tapeline.tape import Tape
 
 from tests.client import Client, Posted, log_of, types
 from tests.model_server import STREAM_HEAD, RawServer, sse
@@ -68,6 +70,46 @@ async def test_a_call_whose_workers_are_all_gone_ends_as_a_timeout_and_the_run_g
     assert "no worker" in result["message"]
     assert received[-1].event == "done"
     await log_of(fresh_stack.nats.url, conversation)
+
+
+async def test_calls_of_a_tool_that_has_gone_get_a_result_that_says_so_long_before_their_deadline(
+    fresh_stack: Stack,
+) -> None:
+    fresh_stack.start()
+    async with Client(fresh_stack.url) as client:
+        asking = await client.create(tools=["draw_lots"])
+        asked = await client.post(asking, "approval")
+        async with client.events(asking, run=asked.run) as stream:
+            await stream.until("tool_call")
+        fresh_stack.workers[0].end(signal.SIGKILL)
+        plain = await client.create(tools=["search_notes"])
+        called = await client.post(plain, "search notes")  # on offer for a while
+        assert (await client.decide(asking, asked.run, f"{asked.run}-1-0", approved=True)).status_code == 202
+        both = await asyncio.gather(client.run(asking, asked.run), client.run(plain, called.run))
+    for conversation, received in zip((asking, plain), both, strict=True):
+        told = [json.loads(one.data) for one in received]
+        (result,) = [event for event in told if event["type"] == "tool_result"]
+        assert (result["outcome"], result["is_error"]) == ("error", True)
+        assert "no worker offers" in result["message"]
+        issued = [event for event in told if event["type"] == "tool_call"][-1]
+        assert limits.TOOL_ABSENT_S * 1000 <= result["ts"] - issued["ts"] < issued["deadline"] - issued["ts"]
+        assert told[-1]["type"] == "done"
+        await log_of(fresh_stack.nats.url, conversation)
+
+
+async def test_a_tool_is_not_absent_while_it_may_come_back(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = ToolSpec(name="t", description="", parameters={})
+    worker, reader = Registry(tape, "w"), Registry(tape)
+    assert await reader.absent({"t"}) == set(), "we have only just connected"
+    monkeypatch.setattr(limits, "TOOL_ABSENT_S", 0.0)
+    monkeypatch.setattr(limits, "REGISTRY_CACHE_S", 0.0)
+    assert await reader.absent({"t"}) == {"t"}
+    await worker.announce([tool])
+    assert await reader.absent({"t", "u"}) == {"u"}
+    await worker.withdraw()
+    assert await reader.offered() == {}
+    assert await reader.absent({"t", "u"}) == {"u"}, "it has only just gone"
+    assert await reader.absent(()) == set()
 
 
 async def test_a_worker_that_hangs_in_a_call_does_not_keep_its_run_from_ending(hasty: Stack, user: Client) -> None:
@@ -211,13 +253,13 @@ async def test_a_consumer_that_somebody_deleted_is_said_so_and_never_a_silent_st
     assert "consumer inference of TAPE_2 is missing" in response.json()["why"]
 
 
-async def test_a_conversation_of_300_messages_begins_its_next_step_without_reading_deltas(
+async def test_a_conversation_of_100_messages_begins_its_next_step_without_reading_deltas(
     tape: Tape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation, ts = "long", 1
     chain = Chain(tape, conversation, 0)
     await chain.append(subjects.INPUT, Conversation(run="-", ts=ts, owner="o"))
-    for number in range(300):
+    for number in range(100):
         run = f"r{number}"
         await chain.append(subjects.INPUT, Message(run=run, ts=ts, content="and then?"))
         await chain.append(subjects.MODEL, Step(run=run, ts=ts, step=1, attempt=1, worker="w", trigger=chain.last))
@@ -236,7 +278,7 @@ async def test_a_conversation_of_300_messages_begins_its_next_step_without_readi
 
     monkeypatch.setattr(tape, "_page", counted)
     state = await load(tape, conversation)
-    assert len(state.runs) == 300
+    assert len(state.runs) == 100
     assert state.active is None
-    assert len(read) == 1 + 300 * 4
+    assert len(read) == 1 + 100 * 4
     assert subjects.MODEL_DELTA not in read

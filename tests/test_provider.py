@@ -2,32 +2,30 @@
 
 import asyncio
 import json
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
+from tapeline import limits
 from tapeline.settings import ConfigError
 
 from services.inference import demo
+from services.inference.model import Models
+from services.inference.part import CallInput, Finish, Part, ProviderError, Text, Thinking
 from services.inference.prompt import AnswerTurn, Call, Prompt, ResultTurn, ToolSpec, Turn, UserTurn
-from services.inference.provider import (
-    CallInput,
-    Finish,
-    Models,
-    Part,
-    ProviderError,
-    Text,
-    Thinking,
-)
 from tests.model_server import STREAM_HEAD, ModelServer, RawServer, answers, refuses, sse
 
 OPENAI, RESPONSES, ANTHROPIC = "openai:gpt-5-mini", "openai-responses:gpt-5-mini", "anthropic:claude-sonnet-5-5"
 STALL_S = 0.3
 CLOSED_S_MAX = 0.1
 WAIT_S = 20.0
+LOADED_S_MAX = 50.0
 
 CLOCK = ToolSpec("clock", "The time", {"type": "object", "properties": {"timezone": {"type": "string"}}})
 CALCULATE = ToolSpec(
@@ -44,6 +42,15 @@ FAIL = ToolSpec(
     "fail", "Fails", {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
 )
 TOOLS = [CLOCK, CALCULATE, SEARCH, FAIL]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """As a service does at start: the time limits here are not for loading."""
+    for name in (OPENAI, RESPONSES, ANTHROPIC):
+        models = Models(name, {"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k"})
+        models.check()
+        asyncio.run(models.aclose())
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +210,17 @@ async def test_arguments_that_are_json_but_no_object_are_kept_raw(
     server.add(answers(said, calls=[("clock", "[1, 2]")]))
     [call] = finish(await heard(models, prompt(OPENAI, said, tools=TOOLS))).calls
     assert call.arguments == "[1, 2]"
+
+
+async def test_arguments_too_deep_for_a_reader_of_the_tape_are_kept_raw(
+    server: ModelServer, models: Models, said: str
+) -> None:
+    for levels, kind in ((limits.JSON_DEPTH_MAX, dict), (limits.JSON_DEPTH_MAX + 1, str), (900, str), (5_000, str)):
+        deep = '{"a":' * levels + "1" + "}" * levels
+        server.add(answers(f"{said}: {levels} levels", calls=[("clock", deep)]))
+        [call] = finish(await heard(models, prompt(OPENAI, f"{said}: {levels} levels", tools=TOOLS))).calls
+        assert type(call.arguments) is kind
+        assert call.arguments in (deep, msgspec.json.decode(deep) if kind is dict else None)
 
 
 async def test_a_huge_chunk_passes_whole(server: ModelServer, models: Models, model: str, said: str) -> None:
@@ -699,6 +717,45 @@ async def test_a_conversation_s_unknown_model_fails_its_run_only() -> None:
     assert "nobody" in error.message
 
 
+FRESH = """
+import asyncio, sys
+from services.inference import app
+from services.inference.part import Text
+from services.inference.prompt import Prompt, UserTurn
+
+async def said(models, model):
+    parts = [part async for part in models.stream(Prompt("", [UserTurn(sys.argv[2])], [], model))]
+    return "".join(part.text for part in parts if isinstance(part, Text))
+
+async def main():
+    models = app.Models("demo", app.os.environ)
+    models.check()
+    print(await said(models, ""))
+    print("pydantic_ai" in sys.modules)
+    print(*await asyncio.gather(*(said(models, sys.argv[1]) for _ in range(2))), sep="\\n")
+    await models.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_provider_needs_is_loaded_by_the_first_message_that_names_one(
+    server: ModelServer, said: str
+) -> None:
+    server.add(answers(said, "Hello."))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FRESH, OPENAI, said),
+        env={**os.environ, **server.environ, "TAPELINE_DEMO_DELAY_MS": "0"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LOADED_S_MAX):
+        out, _ = await process.communicate()
+    demo_said, _, rest = out.decode().rpartition("```\n")
+    assert demo_said.startswith(demo.LABEL)
+    assert rest.split() == ["False", "Hello.", "Hello."]
+    assert process.returncode == 0
+
+
 # The demo model
 
 
@@ -773,6 +830,22 @@ async def test_the_demo_calls_a_tool_of_one_s_own(demo_models: Models) -> None:
         "get_forecast",
         {"city": "The forecast for Bern", "days": 1, "unit": "C"},
     )
+
+
+async def test_the_demo_fills_in_what_any_schema_asks_for(demo_models: Models) -> None:
+    deep: object = "ground"
+    for _ in range(limits.JSON_DEPTH_MAX):
+        deep = [deep]
+    for schema, argument in (
+        (True, {}),
+        ({"type": ["string", "null"]}, "forecast"),
+        ({"anyOf": [True]}, {}),
+        ({"minimum": 3, "type": "integer"}, 3),
+        ({"default": deep}, None),  # deeper than a reader of the tape would take
+    ):
+        own = ToolSpec("forecast", "", {"type": "object", "properties": {"a": schema}, "required": ["a"]})
+        [call] = finish(await heard(demo_models, prompt("", "forecast", tools=[own]))).calls
+        assert call.arguments == ({} if argument is None else {"a": argument})
 
 
 async def test_the_demo_remembers_the_conversation(demo_models: Models) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 
 from opentelemetry import context, trace
 from tapeline import limits, provision, subjects, telemetry
@@ -17,7 +18,7 @@ from tapeline.tape import Tape
 
 from .decide import Budget, Trigger
 from .engine import Engine
-from .provider import Models
+from .model import Models
 
 log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("tapeline")
@@ -29,11 +30,17 @@ class Inference:
     def __init__(self, engine: Engine, nats_url: str, shards: int) -> None:
         self.engine = engine
         self.deliveries = Deliveries(nats_url, "tapeline-inference-delivery", self._take)
-        for shard in range(shards):
-            self.deliveries.bind(subjects.stream(shard), subjects.TRIGGERS, f"tape.{shard}.>")
+        self.shards = shards
         self._held: dict[tuple[str, int], Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(limits.RUNS_PER_WORKER_MAX)
+
+    async def start(self) -> None:
+        """Takes triggers. Raises `Unavailable`."""
+        await self.deliveries.start()
+        for shard in range(self.shards):
+            await self.deliveries.bind(subjects.stream(shard), subjects.TRIGGERS, f"tape.{shard}.>")
+        await self.deliveries.bind(subjects.WAKES, subjects.TRIGGERS, "wake.*.due.>")
 
     async def stop(self) -> None:
         """Hands over what is under way: other workers go on with it at once."""
@@ -65,9 +72,10 @@ class Inference:
         try:
             if why := _poison(delivery, kind):
                 await delivery.bury(self.engine.tape, "inference", why)
-                await self.engine.fail(conversation, delivery.seq, "poison", f"the run met {why}")
+                at = sys.maxsize if kind == subjects.DUE else delivery.seq  # a timer comes after its run's message
+                await self.engine.fail(conversation, at, "poison", f"the run met {why}")
                 await delivery.drop()
-            elif await self._react(conversation, delivery):
+            elif await self._react(conversation, kind, delivery):
                 await delivery.ack()
         except asyncio.CancelledError:
             await delivery.give_back()
@@ -82,11 +90,16 @@ class Inference:
             del self._held[(delivery.stream, delivery.seq)]
             self._slots.release()
 
-    async def _react(self, conversation: str, delivery: Delivery) -> bool:
+    async def _react(self, conversation: str, kind: str, delivery: Delivery) -> bool:
         context.attach(telemetry.context(delivery.headers))  # for this task only, so it need not be detached
         attributes = {"gen_ai.conversation.id": conversation}
         with _tracer.start_as_current_span("react", kind=trace.SpanKind.CONSUMER, attributes=attributes):
-            return await self.engine.react(conversation, Trigger(delivery.seq, delivery.number))
+            return await self.engine.react(conversation, Trigger(_number(delivery, kind), delivery.number))
+
+
+def _number(delivery: Delivery, kind: str) -> int:
+    """Which trigger it is: its event's sequence; a timer's, which is another stream's, below 0."""
+    return -delivery.seq if kind == subjects.DUE else delivery.seq
 
 
 def _poison(delivery: Delivery, kind: str) -> str:
@@ -126,13 +139,14 @@ async def main(settings: Settings) -> None:
     budget = Budget(
         run_s=settings.number("TAPELINE_RUN_DEADLINE_S", int(limits.RUN_DEADLINE_S), least=1),
         steps=settings.number("TAPELINE_STEPS_MAX", limits.STEPS_MAX, least=1),
+        approval_s=settings.number("TAPELINE_APPROVAL_S", int(limits.APPROVAL_S), least=1),
     )
     engine = Engine(tape, Registry(tape), models, default_model, budget, worker)
     inference = Inference(engine, settings.nats_url, tape.deployment.shards)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await inference.deliveries.start()
+    await inference.start()
     print(f"inference ready: {worker}, model {default_model}", flush=True)
     watching = asyncio.create_task(_watch(tape, inference.deliveries))
     stopping = asyncio.create_task(stop.wait())

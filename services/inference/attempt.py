@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
-from tapeline import events, limits, subjects, telemetry
+from tapeline import counter, events, limits, subjects, telemetry
 from tapeline.append import Chain, Overtaken
+from tapeline.connection import Refused, Unavailable
 from tapeline.fold import State, StepState
 from tapeline.follow import follow
+from tapeline.record import Record
 from tapeline.registry import ToolSpec
-from tapeline.tape import Record, Tape
+from tapeline.tape import Gone, Tape
 
 from .conclude import Spoken, answered, call_id, spoken
 from .decide import Budget, Claim, Trigger
 from .deltas import Deltas, Full
 from .history import prompt_of
-from .provider import CallInput, Finish, Models, ProviderError, Text, Thinking
+from .model import Models
+from .part import CallInput, Finish, ProviderError, Text, Thinking
 
 log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("tapeline")
@@ -98,6 +101,19 @@ class Attempt:
             span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
         entries = answered(claim, finish, deltas.said(), self.offered, self.clock(), self.budget)
         await chain.commit(entries, telemetry.carrier())
+        await self._count(finish.usage)
+
+    async def _count(self, usage: Mapping[str, int]) -> None:
+        """Counts the step's tokens against the limit of the conversation's owner, when all who wait for the step have
+        it. No run fails because that fails.
+        """
+        tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
+        if self.state.about is None or not tokens:
+            return
+        try:
+            await counter.add(self.tape, self.state.about.owner, counter.TOKENS, tokens, self.clock())
+        except (Unavailable, Refused) as error:
+            log.warning("%s: %d tokens were not counted: %s", self.conversation, tokens, error)
 
     async def _claimed(self) -> events.Step:
         """The claim as it goes into the log: what it takes over from, and what it keeps of that."""
@@ -147,11 +163,14 @@ class Attempt:
                 return False
 
     async def _watch(self, claimed: int) -> None:
-        async with contextlib.aclosing(follow(self.tape, self.conversation, claimed)) as pages:
-            async for page in pages:
-                for record in page:
-                    if record.is_fact and self._ends(record):
-                        raise Overtaken(record)
+        try:
+            async with contextlib.aclosing(follow(self.tape, self.conversation, claimed)) as pages:
+                async for page in pages:
+                    for record in page:
+                        if record.is_fact and self._ends(record):
+                            raise Overtaken(record)
+        except Gone as gone:
+            raise Overtaken(None) from gone
 
     async def _produce(self, deltas: Deltas, begun: str) -> Finish:
         """Streams the provider; tries again while nothing is visible."""

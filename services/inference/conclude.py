@@ -23,8 +23,8 @@ from tapeline.events import (
 from tapeline.fold import RunState, StepState, add_usage
 from tapeline.registry import ToolSpec
 
-from .decide import Budget, Claim, End, Settle
-from .provider import Finish
+from .decide import Budget, Claim, End, Issue, Settle
+from .part import Finish
 
 Entries = list[tuple[str, Event]]
 
@@ -77,7 +77,7 @@ def answered(
     entries: Entries = [(subjects.MODEL, answer)]
     if calls and claim.step < budget.steps:
         for call in calls:
-            entries += _issued(claim, call, offered, now, budget.deadline(run))
+            entries += _called(claim, call, offered, now, budget)
         return entries
     end = End(run, "max_steps" if calls else "stop")
     facts = run.facts + 3  # the claim, the answer, and this
@@ -86,7 +86,8 @@ def answered(
 
 def ended(end: End, said: Spoken | None, now: int) -> Entries:
     """The end of a run: where a step is open, what it has said so far becomes a fact, so that it is kept when
-    its deltas are not; then the terminal event. `now` is in ms since the epoch."""
+    its deltas are not; the results of calls that no worker has, or ever will; then the terminal event. `now` is in ms
+    since the epoch."""
     run, step = end.run, end.run.step
     entries: Entries = []
     answer = None
@@ -94,6 +95,9 @@ def ended(end: End, said: Spoken | None, now: int) -> Entries:
         finish = "error" if end.reason == "error" else "stopped"
         answer = _answer(run, step.step, step.attempt, finish, said, [], {}, now)
         entries.append((subjects.MODEL, answer))
+    for call in run.calls.values():
+        if call.status not in ("running", "done"):
+            entries += settled(Settle(run, call, "stopped", "the run ended before the tool was run"), now)
     facts = run.facts + len(entries) + 1
     return [*entries, (subjects.MODEL, _terminal(end, end.reason, answer, facts, now))]
 
@@ -111,6 +115,25 @@ def settled(settle: Settle, now: int) -> Entries:
         duration_ms=now - settle.call.started_ts if settle.call.started_ts else 0,
     )
     return [(subjects.MODEL, result)]
+
+
+def issued(issue: Issue, now: int, budget: Budget) -> Entries:
+    """A call that was approved, for its workers. `now` is in ms since the epoch."""
+    run, call = issue.run, issue.call
+    step = run.steps[-1]
+    event = ToolCall(
+        run=run.run,
+        ts=now,
+        step=step.step,
+        attempt=step.attempt,
+        call=call.call,
+        tool=call.tool,
+        arguments=call.arguments,
+        deadline=min(now + call.timeout_ms, budget.deadline(run)),
+        needs_approval=True,
+        timeout_ms=call.timeout_ms,
+    )
+    return [(subjects.call(call.tool), event)]
 
 
 def _answer(
@@ -174,26 +197,30 @@ def _terminal(end: End, reason: str, answer: Answer | None, facts: int, now: int
     )
 
 
-def _issued(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], now: int, latest: int) -> Entries:
-    """A `tool_call` for its workers; for a tool that nobody offers, its result as well."""
-    run, spec = claim.run.run, offered.get(asked.tool)
+def _called(claim: Claim, asked: AnswerCall, offered: Mapping[str, ToolSpec], now: int, budget: Budget) -> Entries:
+    """A `tool_call` for its workers, or for a person, which no worker sees; for a tool that nobody offers, its result
+    as well.
+    """
+    run, spec = claim.run, offered.get(asked.tool)
+    asks = spec is not None and spec.needs_approval
     timeout_ms = int(min(spec.timeout_s, limits.TOOL_TIMEOUT_S_MAX) * 1000) if spec else 0
     call = ToolCall(
-        run=run,
+        run=run.run,
         ts=now,
         step=claim.step,
         attempt=claim.attempt,
         call=asked.call,
         tool=asked.tool,
         arguments=asked.arguments,
-        deadline=min(now + timeout_ms, latest),
-        needs_approval=spec is not None and spec.needs_approval,
+        deadline=now + int(budget.approval_s * 1000) if asks else min(now + timeout_ms, budget.deadline(run)),
+        needs_approval=asks,
+        timeout_ms=timeout_ms if asks else 0,
     )
     if spec is not None:
-        return [(subjects.call(asked.tool), call)]
+        return [(subjects.MODEL if asks else subjects.call(asked.tool), call)]
     names = ", ".join(sorted(offered)) or "none"
     result = ToolResult(
-        run=run,
+        run=run.run,
         ts=now,
         call=asked.call,
         tool=asked.tool,

@@ -4,12 +4,15 @@ A trigger is an event that woke a worker. Whatever woke it, the answer depends o
 may be asked, twice or at once: the fence lets one act.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from tapeline import limits
 from tapeline.events import Outcome
 from tapeline.fold import CallState, RunState, State, StepState
+
+_ABSENT_MS: Final = int(limits.TOOL_ABSENT_S * 1000)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,16 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class Issue:
+    """Give a call that was approved to its workers."""
+
+    run: RunState
+    call: CallState
+
+
+@dataclass(frozen=True)
 class Wait:
-    """Tools are at work: set the run's alarm for `until` (ms since the epoch) and hold no worker."""
+    """Tools are at work or people are asked: set the run's alarm for `until` (ms since the epoch), hold no worker."""
 
     run: RunState
     until: int
@@ -74,36 +85,61 @@ class Budget:
     """What a run may cost."""
 
     run_s: float = limits.RUN_DEADLINE_S
-    """From its turn to its end."""
+    """From its turn to its end, without the time in which a person is waited for."""
     steps: int = limits.STEPS_MAX
     attempts: int = limits.STEP_ATTEMPTS_MAX
     """Per step."""
+    approval_s: float = limits.APPROVAL_S
+    """How long a call waits for a person."""
 
     def deadline(self, run: RunState) -> int:
-        """When the run must have ended, ms since the epoch."""
-        return run.active_ts + int(self.run_s * 1000)
+        """When the run must have ended, ms since the epoch, should those who are asked take all the time they have."""
+        waited_ms = run.waited_ms
+        if run.waiting_since is not None:
+            asked_until = max(call.deadline for call in run.calls.values() if call.status == "waiting")
+            waited_ms += asked_until - run.waiting_since
+        return run.active_ts + int(self.run_s * 1000) + waited_ms
 
 
-Action = Rest | Leave | Claim | Settle | Wait | End
+@dataclass(frozen=True)
+class Purge:
+    """The conversation was deleted: take its events up to sequence `through` off the tape."""
+
+    through: int
 
 
-def decide(state: State, trigger: Trigger, now: int, budget: Budget) -> Action:
-    """The next action in this conversation. `now` is in ms since the epoch."""
+@dataclass(frozen=True)
+class Sweep:
+    """The conversation was deleted and purged: take what a worker has stored of it since."""
+
+
+Action = Rest | Leave | Claim | Settle | Issue | Wait | End | Purge | Sweep
+
+
+def decide(state: State, trigger: Trigger, now: int, budget: Budget, absent: Collection[str] = ()) -> Action:
+    """The next action in this conversation. `now` is in ms since the epoch, `absent` are the tools that no worker has
+    offered for a while.
+    """
+    if state.deleted:
+        return Purge(state.last_event_id)
+    if state.about is None and not state.runs:
+        return Sweep()
     for run in state.runs.values():  # also one whose turn has not come
-        if run.stopped and not run.ended:
+        given_up = run.stopped or (run.replaced_by and not run.steps)  # nobody waits for an answer that was replaced
+        if given_up and not run.ended:
             return End(run, "stopped")
     active = state.active
     if active is None:
         return Rest()
     run, step = active, active.step
-    if now >= budget.deadline(run):
+    if run.waiting_since is None and now >= budget.deadline(run):  # a wait counts when it has ended, however late
         message = f"the run did not end within its {budget.run_s:.0f} s"
         return End(run, "error", "run_deadline", message, retryable=True)
     if step is None:
         return Claim(run, 1, 1)
     if step.finish is None:
         return _open(run, step, trigger, budget)
-    return _answered(run, step, now, budget)
+    return _answered(run, step, now, budget, absent)
 
 
 def _open(run: RunState, step: StepState, trigger: Trigger, budget: Budget) -> Action:
@@ -118,23 +154,45 @@ def _open(run: RunState, step: StepState, trigger: Trigger, budget: Budget) -> A
     return Claim(run, step.step, step.attempt + 1, over=step)
 
 
-def _answered(run: RunState, step: StepState, now: int, budget: Budget) -> Action:
+def _answered(run: RunState, step: StepState, now: int, budget: Budget, absent: Collection[str]) -> Action:
     """The step's content is there, and its calls are under way or have ended."""
-    waiting = [call for call in step.calls if call.status != "done"]
-    for call in waiting:
-        if now >= patience(call):
-            return Settle(run, call, "timeout", _overdue(call))
-    if waiting:
-        return Wait(run, min([budget.deadline(run), *map(patience, waiting)]))
+    left = [call for call in step.calls if call.status != "done"]
+    for call in left:
+        if call.status == "decided" and call.approved:
+            return Issue(run, call)
+        if end := _end_of(call, now, absent):
+            return Settle(run, call, *end)
+    if left:
+        return Wait(run, min([budget.deadline(run), *(_look_at(call, now) for call in left)]))
     return Claim(run, step.step + 1, 1)
+
+
+def _end_of(call: CallState, now: int, absent: Collection[str]) -> tuple[Outcome, str] | None:
+    """How the call ends, where that is for inference to say."""
+    match call.status:
+        case "waiting" if now >= call.deadline:
+            return "timeout", "nobody decided in time whether the call may be made, so it was not"
+        case "decided" if not call.approved:
+            return "denied", f"the user denied this call: {call.reason}" if call.reason else "the user denied this call"
+        case "pending" if now >= patience(call):
+            return "timeout", f"no worker for the tool {call.tool} took the call in time"
+        case "pending" if call.tool in absent and now >= (call.issued_ts or 0) + _ABSENT_MS:
+            return "error", f"no worker offers the tool {call.tool} any more, so it was not run"
+        case "running" if now >= patience(call):
+            return "timeout", f"the tool {call.tool} did not end in time; whether it had its effect is not known"
+    return None
+
+
+def _look_at(call: CallState, now: int) -> int:
+    """When to look at the call again, though nothing wakes us, ms since the epoch."""
+    match call.status:
+        case "waiting":
+            return call.deadline
+        case "pending":
+            return min(patience(call), now + _ABSENT_MS)
+    return patience(call)
 
 
 def patience(call: CallState) -> int:
     """When inference settles the call itself, ms since the epoch: its worker had until `deadline` to do so."""
     return call.deadline + int(limits.TOOL_GRACE_S * 1000)
-
-
-def _overdue(call: CallState) -> str:
-    if call.status == "pending":
-        return f"no worker for the tool {call.tool} took the call in time"
-    return f"the tool {call.tool} did not end in time; whether it had its effect is not known"

@@ -1,23 +1,20 @@
 """The `demo` model: a script that shows what a run can look like, for people without a key and for tests.
 
-Owns the script. It is pydantic-ai's `FunctionModel`, so it takes the same way through `provider` as a real
-model. Never calls a tool that was not offered, and never passes for an AI: every run's first text says so.
+Owns the script, its words and its pace. Never calls a tool that was not offered, and never passes for an AI: every
+run's first text says so.
 """
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic_ai import RunContext
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart, UserPromptPart
-from pydantic_ai.models import ModelRequestParameters, StreamedResponse
-from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
-from pydantic_ai.settings import ModelSettings
-from pydantic_ai.tools import ToolDefinition
+from tapeline.depth import is_too_deep
+
+from .part import CallInput, Finish, Part, Text, Thinking
+from .prompt import AnswerTurn, Call, Prompt, ResultTurn, ToolSpec, UserTurn
 
 NAME: Final = "demo"
 LABEL: Final = "**Scripted demo model, not an AI.** "
@@ -29,37 +26,23 @@ QUOTE_CHARS_MAX: Final = 80
 RESULT_CHARS_MAX: Final = 200
 CALLS_MAX: Final = 3  # calls the script asks for at once
 FRAGMENT_CHARS: Final = 8  # of a call's arguments in one chunk
+INPUT_TOKENS: Final = 50  # of every request; a script reads no prompt
 
-_Chunk = str | dict[int, DeltaThinkingPart] | dict[int, DeltaToolCall]
-_Call = tuple[str, dict[str, Any]]
+_Planned = tuple[str, dict[str, Any]]
 
 
-class DemoModel(FunctionModel):
-    """The script as a model. It works without a key and without a network."""
-
-    def __init__(self, delay_s: float) -> None:
-        async def script(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[_Chunk]:
-            await asyncio.sleep(delay_s * FIRST_CHUNK_DELAYS)
-            scene = _Scene.read(messages, info)
-            for chunk in _continued(_chunks(scene), scene.begun):
-                yield chunk
-                await asyncio.sleep(delay_s)
-
-        super().__init__(stream_function=script, model_name=NAME)
-
-    @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
-    ) -> AsyncGenerator[StreamedResponse]:
-        """Stream the script's answer. It counts as finished: a function's stream is not cut, it raises."""
-        request = super().request_stream(messages, model_settings, model_request_parameters, run_context)
-        async with request as response:
-            response.finish_reason = "stop"
-            yield response
+async def stream(prompt: Prompt, delay_s: float) -> AsyncGenerator[Part, None]:
+    """The script's answer, `delay_s` seconds between two chunks. It needs no key and no network."""
+    await asyncio.sleep(delay_s * FIRST_CHUNK_DELAYS)
+    scene = _Scene.read(prompt)
+    calls = _calls(scene)
+    tokens = 0
+    for part in _continued(_parts(scene, calls), scene.begun):
+        tokens += _tokens(part.text)
+        yield part
+        await asyncio.sleep(delay_s)
+    usage = {"input_tokens": INPUT_TOKENS, "output_tokens": tokens}
+    yield Finish("tool_calls" if calls else "stop", calls, usage)
 
 
 @dataclass(frozen=True)
@@ -70,64 +53,76 @@ class _Scene:
     before: list[str]
     """What the user said earlier in the conversation."""
     step: int
-    results: list[ToolReturnPart]
+    results: list[ResultTurn]
     """All results of this run."""
-    tools: dict[str, ToolDefinition]
+    tools: dict[str, ToolSpec]
     begun: str
     """What it has said of this answer already."""
 
     @classmethod
-    def read(cls, messages: list[ModelMessage], info: AgentInfo) -> "_Scene":
+    def read(cls, prompt: Prompt) -> "_Scene":
         said: list[str] = []
         step = 0
-        results: list[ToolReturnPart] = []
-        for message in messages:
-            if isinstance(message, ModelResponse):
-                step += 1
-            elif isinstance(message, ModelRequest):
-                for part in message.parts:
-                    if isinstance(part, UserPromptPart):
-                        said.append(str(part.content))
-                        step, results = 0, []
-                    elif isinstance(part, ToolReturnPart):
-                        results.append(part)
+        results: list[ResultTurn] = []
+        for turn in prompt.turns:
+            match turn:
+                case UserTurn():
+                    said.append(turn.content)
+                    step, results = 0, []
+                case AnswerTurn():
+                    step += 1
+                case ResultTurn():
+                    results.append(turn)
         *before, last = said or [""]
         begun = ""
-        if isinstance(newest := messages[-1], ModelResponse):
-            begun, step = newest.text or "", step - 1
-        return cls(last, before, step, results, {tool.name: tool for tool in info.function_tools}, begun)
+        if isinstance(newest := prompt.turns[-1], AnswerTurn):
+            begun, step = newest.text, step - 1
+        return cls(last, before, step, results, {tool.name: tool for tool in prompt.tools}, begun)
 
 
-def _chunks(scene: _Scene) -> Iterator[_Chunk]:
-    """One answer, in the order of a reasoning model: thinking, text, calls."""
+def _calls(scene: _Scene) -> list[Call]:
+    """What this step asks for."""
     plan = _plan(scene)
-    calls = plan[scene.step] if scene.step < len(plan) else []
+    planned = plan[scene.step] if scene.step < len(plan) else []
+    return [Call(f"call_{index}", tool, arguments) for index, (tool, arguments) in enumerate(planned)]
+
+
+def _parts(scene: _Scene, calls: list[Call]) -> Iterator[Thinking | Text | CallInput]:
+    """One answer, in the order of a reasoning model: thinking, text, calls."""
     if scene.step == 0:
         for word in _words(_thought(scene, calls)):
-            yield {0: DeltaThinkingPart(content=word)}
-    if calls:
-        yield from _words(_introduction(scene, calls))
-    else:
-        yield from _words(_answer(scene))
-    for index, (tool, arguments) in enumerate(calls, start=1):
-        yield {index: DeltaToolCall(name=tool, tool_call_id=f"demo-{scene.step}-{index}")}
-        text = json.dumps(arguments)
-        for start in range(0, len(text), FRAGMENT_CHARS):
-            yield {index: DeltaToolCall(json_args=text[start : start + FRAGMENT_CHARS])}
+            yield Thinking(word)
+    for word in _words(_introduction(scene, calls) if calls else _answer(scene)):
+        yield Text(word)
+    for index, call in enumerate(calls):
+        text = json.dumps(call.arguments)
+        starts = range(0, len(text), FRAGMENT_CHARS)
+        for fragment in ("", *(text[start : start + FRAGMENT_CHARS] for start in starts)):
+            yield CallInput(index, call.id, call.tool, fragment)
 
 
-def _continued(chunks: Iterator[_Chunk], begun: str) -> Iterator[_Chunk]:
+def _continued(parts: Iterator[Thinking | Text | CallInput], begun: str) -> Iterator[Thinking | Text | CallInput]:
     """The answer without what was said of it before: the thinking, and the text as far as it had come."""
     left = len(begun)
-    for chunk in chunks:
-        if left and isinstance(chunk, str):
-            left, chunk = max(0, left - len(chunk)), chunk[left:]
-        if chunk and not (begun and isinstance(chunk, dict) and 0 in chunk):
-            yield chunk
+    for part in parts:
+        match part:
+            case Thinking() if begun:
+                pass
+            case Text(text=text) if left:
+                left, text = max(0, left - len(text)), text[left:]
+                if text:
+                    yield Text(text)
+            case _:
+                yield part
 
 
 def _words(text: str) -> Iterator[str]:
     return (match[0] for match in re.finditer(r"\s*\S+(?:\s+$)?", text))
+
+
+def _tokens(text: str) -> int:
+    """Roughly: no model has counted."""
+    return len(re.split(r'[\s",.:]+', text.strip())) if text else 0
 
 
 # Which tools a message asks for
@@ -136,19 +131,25 @@ _HINTS: Final = {
     "clock": {"time", "date"},
     "calculate": {"math", "sum"},
     "search_notes": {"weather"},
+    "collatz": {"stream"},
 }
 
 
-def _plan(scene: _Scene) -> list[list[_Call]]:
+_ASKED_FOR_BY_NAME: Final = {"fail", "draw_lots"}
+
+
+def _plan(scene: _Scene) -> list[list[_Planned]]:
     """The calls of each step, as far as the tools are offered."""
     said = scene.said.lower()
-    clock: _Call = ("clock", {"timezone": "UTC"})
-    calculate: _Call = ("calculate", {"expression": _expression(scene.said)})
-    search: _Call = ("search_notes", {"query": _quote(scene.said)})
+    clock: _Planned = ("clock", {"timezone": "UTC"})
+    calculate: _Planned = ("calculate", {"expression": _expression(scene.said)})
+    search: _Planned = ("search_notes", {"query": _quote(scene.said)})
     if _long(scene.said):
-        plan: list[list[_Call]] = []
+        plan: list[list[_Planned]] = []
     elif "parallel" in said:
         plan = [[clock, calculate, search]]
+    elif "approv" in said:
+        plan = [[clock, ("draw_lots", {"names": ["tea", "coffee"]})]]
     elif "fail" in said:
         plan = [[("fail", {"message": "the demo asked for this failure"})]]
     elif "steps" in said:
@@ -161,12 +162,12 @@ def _plan(scene: _Scene) -> list[list[_Call]]:
     return [step for step in offered if step]
 
 
-def _named(scene: _Scene) -> list[_Call]:
+def _named(scene: _Scene) -> list[_Planned]:
     """Calls of the tools a message names or hints at; of any that are offered if it only speaks of tools."""
     words = set(re.findall(r"[a-z]+", scene.said.lower()))
     named = [name for name in scene.tools if words & (_name_words(name) | _HINTS.get(name, set()))]
     if not named and words & {"tool", "tools"}:
-        named = [name for name in scene.tools if name != "fail"]
+        named = [name for name in scene.tools if name not in _ASKED_FOR_BY_NAME]
     return [(name, _arguments(scene, name)) for name in named[:CALLS_MAX]]
 
 
@@ -177,13 +178,16 @@ def _name_words(tool: str) -> set[str]:
 def _arguments(scene: _Scene, tool: str) -> dict[str, Any]:
     if tool == "calculate":
         return {"expression": _expression(scene.said)}
-    schema = scene.tools[tool].parameters_json_schema
+    schema = scene.tools[tool].parameters
     properties = schema.get("properties", {})
-    return {name: _sample(properties.get(name, {}), scene.said) for name in schema.get("required", [])}
+    arguments = {name: _sample(properties.get(name, {}), scene.said) for name in schema.get("required", [])}
+    return {} if is_too_deep(arguments) else arguments  # of what a schema gives as an example
 
 
-def _sample(schema: dict[str, Any], said: str) -> Any:
+def _sample(schema: dict[str, Any] | bool, said: str) -> Any:
     """Some value the schema allows: the script understands no argument, it only fills it in."""
+    if isinstance(schema, bool):
+        return {}
     for key in ("const", "default"):
         if key in schema:
             return schema[key]
@@ -193,20 +197,21 @@ def _sample(schema: dict[str, Any], said: str) -> Any:
     for option in schema.get("anyOf", []):
         return _sample(option, said)
     number = schema.get("minimum", 1)
+    kind = schema.get("type", "object")
     return {"string": _quote(said), "integer": number, "number": number, "boolean": True, "array": []}.get(
-        schema.get("type", "object"), {}
+        kind[0] if isinstance(kind, list) else kind, {}
     )
 
 
 # What it says
 
 
-def _thought(scene: _Scene, calls: list[_Call]) -> str:
+def _thought(scene: _Scene, calls: list[Call]) -> str:
     plan = f"I will call {_list(calls)}." if calls else "I need no tool for this; I will just answer."
     return f"The user wrote “{_quote(scene.said)}”. I am a script, so I look for keywords in it. {plan}"
 
 
-def _introduction(scene: _Scene, calls: list[_Call]) -> str:
+def _introduction(scene: _Scene, calls: list[Call]) -> str:
     if scene.step:
         return f"One result is here. Next I call {_list(calls)}."
     return f"{LABEL}You said “{_quote(scene.said)}”. First I call {_list(calls)}."
@@ -216,7 +221,7 @@ def _answer(scene: _Scene) -> str:
     label = "" if scene.step else f"{LABEL}You said “{_quote(scene.said)}”. "
     if words := _long(scene.said):
         return label + " ".join(f"word{number}" for number in range(1, words + 1))
-    if any(result.outcome == "failed" for result in scene.results):
+    if any(result.is_error for result in scene.results):
         return f"{label}Not everything worked. {_told(scene)}\n\nA model learns of an error as its call's result."
     return "\n\n".join(filter(None, (label + _told(scene), _remembered(scene), _SHOWCASE)))
 
@@ -227,8 +232,7 @@ def _told(scene: _Scene) -> str:
     if not scene.results:
         return "I called no tool for this."
     lines = [
-        f"- `{result.tool_name}` {'failed' if result.outcome == 'failed' else 'answered'}: "
-        f"{_clip(str(result.content), RESULT_CHARS_MAX)}"
+        f"- `{result.tool}` {'failed' if result.is_error else 'answered'}: {_clip(result.content, RESULT_CHARS_MAX)}"
         for result in scene.results
     ]
     return "The results:\n\n" + "\n".join(lines)
@@ -248,6 +252,8 @@ What else to try:
 |---|---|
 | parallel | three tools at once, one of them slow |
 | steps | one tool after the other |
+| stream | a tool whose output is shown as it comes |
+| approval | a tool that waits until you approve or deny it |
 | fail | a tool that fails, and how a model learns of it |
 | long 500 | 500 words, time enough to press stop or reload |
 
@@ -275,8 +281,8 @@ def _expression(said: str) -> str:
     return match[0] if match else "6 * 7"
 
 
-def _list(calls: list[_Call]) -> str:
-    return " and ".join(f"`{tool}`" for tool, _ in calls)
+def _list(calls: list[Call]) -> str:
+    return " and ".join(f"`{call.tool}`" for call in calls)
 
 
 def _quote(text: str) -> str:

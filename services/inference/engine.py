@@ -4,6 +4,7 @@ there is nothing left to do here. A run that waits for a tool or a person holds 
 
 import asyncio
 import logging
+from collections.abc import Collection
 
 from tapeline import telemetry
 from tapeline.append import Chain, Overtaken
@@ -15,9 +16,9 @@ from tapeline.replay import load
 from tapeline.tape import Tape
 
 from .attempt import Attempt, Failed
-from .conclude import Entries, ended, settled, spoken
-from .decide import Budget, Claim, End, Leave, Rest, Settle, Trigger, Wait, decide
-from .provider import Models
+from .conclude import Entries, ended, issued, settled, spoken
+from .decide import Budget, Claim, End, Issue, Leave, Purge, Rest, Settle, Sweep, Trigger, Wait, decide
+from .model import Models
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Engine:
         """Does all there is to do in the conversation now. Whether the trigger may be acknowledged."""
         while True:
             state = await load(self.tape, conversation)
-            action = decide(state, trigger, now_ms(), self.budget)
+            action = decide(state, trigger, now_ms(), self.budget, await self._absent(state))
             try:
                 match action:
                     case Rest():
@@ -52,14 +53,24 @@ class Engine:
                     case Claim():
                         await self._step(conversation, state, action, trigger)
                     case Settle():
-                        await self._settle(conversation, state, action)
+                        await self._commit(conversation, state, settled(action, now_ms()))
+                    case Issue():
+                        await self._commit(conversation, state, issued(action, now_ms(), self.budget))
                     case End():
                         await self._end(conversation, state, action)
+                    case Purge(through=through):
+                        await self._purge(conversation, through)
+                    case Sweep():
+                        await self.tape.purge_results(conversation)
+                        return True
             except Overtaken as overtaken:
                 log.info("%s: %s", conversation, overtaken)
 
     async def fail(self, conversation: str, trigger: int, code: str, message: str) -> None:
-        """Ends the active run with an error, for a trigger that cannot be handled; not a run that began after it."""
+        """Ends the active run with an error, for a trigger that cannot be handled; not a run that began after it.
+
+        Nothing is added to a conversation that was deleted; it is purged.
+        """
         while run := (state := await load(self.tape, conversation)).active:
             if run.message.event_id > trigger:
                 return
@@ -68,6 +79,8 @@ class Engine:
                 return
             except Overtaken:
                 continue
+        if state.deleted:
+            await self._purge(conversation, state.last_event_id)
 
     async def _step(self, conversation: str, state: State, claim: Claim, trigger: Trigger) -> None:
         """Makes attempts at a step until one is an answer, or no further one may be made."""
@@ -119,8 +132,10 @@ class Engine:
                     await self._end(conversation, state, End(state.active, "error", "append_refused", str(refused)))
                 return
 
-    async def _settle(self, conversation: str, state: State, settle: Settle) -> None:
-        await self._commit(conversation, state, settled(settle, now_ms()))
+    async def _absent(self, state: State) -> Collection[str]:
+        """Tools that are called and have no workers any more."""
+        calls = state.active.calls.values() if state.active else ()
+        return await self.registry.absent({call.tool for call in calls if call.status == "pending"})
 
     async def _end(self, conversation: str, state: State, end: End) -> None:
         run, step = end.run, end.run.step
@@ -132,6 +147,15 @@ class Engine:
         await self._commit(conversation, state, entries)
         if run.calls:
             await self.tape.cancel_alarm(conversation, run.run)
+
+    async def _purge(self, conversation: str, through: int) -> None:
+        """Purges a deleted conversation, also of what a writer that does not know of `deleted` adds meanwhile."""
+        while through:
+            await self.tape.purge(conversation, through)
+            rest = await self.tape.read(conversation)
+            # A first event that names one before it is no conversation's first.
+            through = rest[-1].seq if rest and rest[0].prev else 0
+        log.info("%s: deleted, and purged", conversation)
 
     async def _commit(self, conversation: str, state: State, entries: Entries) -> None:
         """Appends right after what was decided on; whatever came between, we decide again (`Overtaken`)."""

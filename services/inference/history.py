@@ -1,8 +1,10 @@
 """What the model is told of the conversation so far: from the folded state to a prompt. Pure."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
+from tapeline.events import AnswerCall
 from tapeline.fold import CallState, RunState, State, StepState
 from tapeline.registry import ToolSpec
 
@@ -11,17 +13,15 @@ from .prompt import ToolSpec as OfferedTool
 
 
 def prompt_of(state: State, run: RunState, model: str, offered: Iterable[ToolSpec], begun: str = "") -> Prompt:
-    """The prompt for the next step of `run`: every run up to it, stopped and failed ones as far as they got.
+    """The prompt for the next step of `run`: every run that counts for it, stopped and failed ones as far as they got.
 
     `begun` is what the model has said of this step already, for it to go on from.
     """
     turns: list[Turn] = []
-    for earlier in state.runs.values():
-        turns.append(UserTurn(earlier.message.content))
-        for step in earlier.steps:
+    for one in (*state.before(run), run):
+        turns.append(UserTurn(one.message.content))
+        for step in one.steps:
             turns += _step(step)
-        if earlier.run == run.run:
-            break
     if begun:
         turns.append(AnswerTurn(begun))
     tools = [OfferedTool(spec.name, spec.description, spec.parameters) for spec in offered]
@@ -34,13 +34,22 @@ def _step(step: StepState) -> Iterable[Turn]:
     yield AnswerTurn(step.text, step.thinking, [Call(asked.call, asked.tool, asked.arguments) for asked in step.asked])
     calls = {call.call: call for call in step.calls}
     for asked in step.asked:  # a provider wants a result for every call, also for one that was never issued
-        yield _result(asked.call, asked.tool, calls.get(asked.call))
+        yield _result(asked, calls.get(asked.call))
 
 
-def _result(call: str, tool: str, state: CallState | None) -> ResultTurn:
-    if state is None or state.status != "done":
-        return ResultTurn(call, tool, "The call was not carried out: the run ended first.", is_error=True)
-    if state.is_error:
-        return ResultTurn(call, tool, state.message or f"The call ended as {state.outcome}.", is_error=True)
-    content = state.content if isinstance(state.content, str) else msgspec.json.encode(state.content).decode()
-    return ResultTurn(call, tool, content)
+def _result(asked: AnswerCall, call: CallState | None) -> ResultTurn:
+    if call is None or call.status != "done":
+        content = "The call was not carried out: the run ended first."
+    elif call.is_error:
+        content = call.message or f"The call ended as {call.outcome}."
+    elif stored := call.stored:
+        content = f"{stored.preview}\n\n[The result has {stored.bytes} bytes. This is only its beginning.]"
+    else:
+        content = call.content if isinstance(call.content, str) else _json(call.content)
+    if call is not None and call.arguments != asked.arguments:
+        content = f"The user approved this call with other arguments: {_json(call.arguments)}\n{content}"
+    return ResultTurn(asked.call, asked.tool, content, is_error=call is None or call.status != "done" or call.is_error)
+
+
+def _json(content: Any) -> str:
+    return msgspec.json.encode(content).decode()

@@ -1,21 +1,16 @@
 """Model providers, as one stream of parts and one kind of error.
 
-Owns everything that knows pydantic-ai, and what it and the SDKs below it do by surprise: the clients and their
-connections, and the translation of a prompt, of what a provider streams and of how it fails. Never retries and
-keeps nothing of an answer: that is the engine's.
+Owns, with `received`, everything that knows pydantic-ai, and what it and the SDKs below it do by surprise: the clients
+and their connections, and the translation of a prompt and of how a provider fails. Never retries and keeps nothing of
+an answer: that is the engine's.
 """
 
 import asyncio
-import json
-import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
-import msgspec
-from msgspec import Struct
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.exceptions import (
     ModelAPIError,
@@ -38,136 +33,49 @@ from pydantic_ai.messages import (
     ModelResponse,
     ModelResponsePart,
     ModelResponseStreamEvent,
-    PartDeltaEvent,
-    PartStartEvent,
     SystemPromptPart,
     TextPart,
-    TextPartDelta,
-    ThinkingPart,
-    ThinkingPartDelta,
     ToolCallPart,
-    ToolCallPartDelta,
     ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse, infer_model
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers import Provider, infer_provider
-from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 from tapeline.settings import ConfigError
 
 from . import demo
+from .part import Part, ProviderCode, ProviderError
 from .prompt import AnswerTurn, Call, Prompt, ResultTurn, UserTurn
+from .received import Answer
 
-STALL_S_DEFAULT: Final = 120.0  # silence before the first chunk or between two; hidden reasoning is silence
-STALL_S_MIN: Final = 0.01
 MESSAGE_CHARS_MAX: Final = 500  # of a provider's own words in an error
 TOOL_NAME_CHARS_MAX: Final = 64  # what every provider accepts
 SECRET_CHARS_MIN: Final = 8  # a shorter value would blot out ordinary words
 
-ProviderCode = Literal[
-    "provider_auth",
-    "provider_rate_limited",
-    "provider_unavailable",
-    "provider_rejected",
-    "provider_cut",
-    "provider_timeout",
-    "provider_malformed",
-]
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
+class Providers:
+    """Every provider this deployment can ask, and the connections to them."""
 
-class Thinking(Struct, frozen=True):
-    """Reasoning text, as it comes."""
-
-    text: str
-
-
-class Text(Struct, frozen=True):
-    """Answer text, as it comes."""
-
-    text: str
-
-
-class CallInput(Struct, frozen=True):
-    """A fragment of a call's arguments; the first, which may be empty, says that the call begins."""
-
-    index: int
-    """The call's place among `Finish.calls`, from 0."""
-    id: str
-    """Unique in this answer only."""
-    tool: str
-    text: str
-
-
-class Finish(Struct, frozen=True):
-    """The answer is complete."""
-
-    reason: FinishReason
-    calls: list[Call]
-    usage: dict[str, int]
-    """`input_tokens`, `output_tokens` and whatever else the provider counts."""
-
-
-Part = Thinking | Text | CallInput | Finish
-
-
-class ProviderError(Exception):
-    """The provider gave no complete answer. `message` is readable and holds no credentials."""
-
-    def __init__(
-        self, code: ProviderCode, message: str, *, retryable: bool = True, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retryable = retryable
-        self.retry_after_s = retry_after_s
-
-
-class Models:
-    """Every model this deployment can ask: `demo`, or `provider:name`."""
-
-    def __init__(self, default: str, environ: Mapping[str, str]) -> None:
-        """Read the settings; raises ConfigError where one makes no sense. Nothing is opened yet."""
-        self.default = default
+    def __init__(self, environ: Mapping[str, str], stall_s: float) -> None:
+        """`environ` has their keys and addresses; a silence longer than `stall_s`, in seconds, is a failure."""
         self._environ = environ
-        self._stall_s = _number(environ, "TAPELINE_PROVIDER_STALL_S", STALL_S_DEFAULT, least=STALL_S_MIN)
-        delay_ms = _number(environ, "TAPELINE_DEMO_DELAY_MS", demo.DELAY_MS_DEFAULT, least=0)
-        self._demo = demo.DemoModel(delay_ms / 1000)
+        self._stall_s = stall_s
         # One client per provider, for all its models and requests: a pooled connection saves the first token
         # a TCP and a TLS handshake.
         self._providers: dict[str, Provider[Any]] = {}
 
-    def check(self, name: str = "") -> None:
-        """Raise ConfigError if this model (by default the default) cannot be asked. Sends nothing.
+    def check(self, name: str) -> None:
+        """Raise ConfigError if this model (`provider:name`) cannot be asked. Loads the provider's SDK."""
+        self._model(name)
 
-        It loads the provider's SDK, which takes a second: at start, so that no run waits for it.
-        """
-        self._model(name or self.default)
-
-    def continues(self, name: str) -> bool:
-        """Whether the model goes on from a prompt that ends in its own words, instead of beginning again.
-
-        `TAPELINE_CONTINUES` says which do, as patterns (`anthropic:claude-3-*,openai:local-*`): no provider does.
-        """
-        patterns = [demo.NAME, *self._environ.get("TAPELINE_CONTINUES", "").split(",")]
-        return any(fnmatchcase(name, pattern.strip()) for pattern in patterns)
-
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Part, None]:
-        """Ask the model; every part comes as it arrives, and exactly one Finish comes last.
-
-        Every failure is a ProviderError. Closing the generator, or cancelling whoever reads it, closes the
-        provider's connection.
-        """
-        name = prompt.model or self.default
+    async def stream(self, name: str, prompt: Prompt) -> AsyncGenerator[Part, None]:
+        """Ask this model; as `Models.stream`."""
         provider, _, _ = name.partition(":")
-        opened, answer = False, _Answer()
+        opened, answer = False, Answer()
         try:
-            if name != demo.NAME and provider not in self._providers:
+            if provider not in self._providers:
                 await asyncio.to_thread(self._model, name)  # loading an SDK would stall every other stream
             async with AsyncExitStack() as connection:
                 async with asyncio.timeout(self._stall_s):
@@ -220,8 +128,6 @@ class Models:
             return None  # the answer is complete; only the courtesies after it were lost
 
     def _model(self, name: str) -> Model:
-        if name == demo.NAME:
-            return self._demo
         prefix, _, model = name.partition(":")
         if not prefix or not model:
             raise ConfigError(f"{name!r} is not a model; use {demo.NAME} or provider:name, such as openai:gpt-5-mini")
@@ -234,6 +140,9 @@ class Models:
             inferred = infer_model(f"{kind}:{model}", lambda _: provider)
         except (UserError, ImportError, ValueError) as error:
             raise ConfigError(_first_line(f"{name}: {error}")) from error
+        from pydantic_ai.models.openai import OpenAIChatModel
+        from pydantic_ai.profiles.openai import OpenAIModelProfile
+
         if isinstance(inferred, OpenAIChatModel):
             # By default a stream that just ends counts as finished; an answer cut short would pass for whole.
             profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
@@ -241,13 +150,16 @@ class Models:
         return inferred
 
     def _provider(self, prefix: str) -> Provider[Any]:
+        # An SDK takes up to a second to load: only those are that are asked for.
         if prefix in ("openai", "openai-chat", "openai-responses"):
+            from pydantic_ai.providers.openai import OpenAIProvider
+
             url = self._environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
             # A server of one's own often wants no key, but the SDK insists on some.
             key = self._key("OPENAI_API_KEY", "none" if self._environ.get("OPENAI_BASE_URL") else "")
             return OpenAIProvider(base_url=url, api_key=key)
         if prefix == "anthropic":
-            from pydantic_ai.providers.anthropic import AnthropicProvider  # here, for its SDK takes a second to load
+            from pydantic_ai.providers.anthropic import AnthropicProvider
 
             url = self._environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com"
             return AnthropicProvider(base_url=url, api_key=self._key("ANTHROPIC_API_KEY"))
@@ -345,19 +257,6 @@ def _first_line(text: str) -> str:
     return " ".join(text.split())[:MESSAGE_CHARS_MAX]
 
 
-def _number(environ: Mapping[str, str], variable: str, default: float, *, least: float) -> float:
-    text = environ.get(variable, "").strip()
-    if not text:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not least <= number < math.inf:
-        raise ConfigError(f"{variable} is {text!r}; it must be a number, {least:g} or more")
-    return number
-
-
 # What is sent
 
 
@@ -404,111 +303,3 @@ def _tool_name(name: str) -> str:
 def _sent_arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
     """An object, as providers insist, also where the model wrote none."""
     return {"not_a_json_object": arguments} if isinstance(arguments, str) else arguments
-
-
-# What is received
-
-
-class _Answer:
-    """One answer being received: turns the library's events into parts."""
-
-    def __init__(self) -> None:
-        self._calls: dict[int, CallInput] = {}  # by part index: how the call began
-        self._halves: dict[int, str] = {}  # by part index: the first half of a character
-
-    def parts(self, event: ModelResponseStreamEvent) -> Iterator[Part]:
-        match event:
-            case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
-                if whole := self._whole(event.index, text):
-                    yield Text(whole)
-            case (
-                PartStartEvent(part=ThinkingPart(content=text))
-                | PartDeltaEvent(delta=ThinkingPartDelta(content_delta=str(text)))
-            ):
-                if whole := self._whole(event.index, text):
-                    yield Thinking(whole)
-            case PartStartEvent(part=ToolCallPart() as call) if event.index not in self._calls:
-                # A provider's id may be missing, repeated, or in letters that another provider refuses.
-                index = len(self._calls)
-                self._calls[event.index] = CallInput(index, f"call_{index}", call.tool_name, "")
-                yield self._input(event.index, call.args)
-            case PartDeltaEvent(delta=ToolCallPartDelta(args_delta=arguments)) if arguments:
-                yield self._input(event.index, arguments)
-
-    def refusal(self, response: StreamedResponse) -> Text | None:
-        """What OpenAI calls a refusal is text to a reader; the library keeps it aside until the end."""
-        refusal = (response.provider_details or {}).get("refusal")
-        return Text(_mended(refusal)) if refusal and isinstance(refusal, str) else None
-
-    def finish(self, response: StreamedResponse) -> Finish:
-        # A reason the library has no name for is a finish all the same.
-        unnamed = (response.provider_details or {}).get("finish_reason")
-        reason = response.finish_reason or ("stop" if unnamed else None)
-        if reason is None:
-            raise ProviderError("provider_cut", "the answer ended without saying it was finished")
-        if reason == "error":
-            raise ProviderError("provider_unavailable", "the provider gave up on the answer")
-        received = response.get()
-        written = dict(
-            zip(sorted(self._calls), (p for p in received.parts if isinstance(p, ToolCallPart)), strict=True)
-        )
-        calls = [
-            Call(began.id, written[index].tool_name, _read_arguments(written[index].args))
-            for index, began in self._calls.items()
-        ]
-        usage = received.usage
-        counts = {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_tokens": usage.cache_read_tokens,
-            "cache_write_tokens": usage.cache_write_tokens,
-            **usage.details,
-        }
-        return Finish(_finish_reason(reason, calls), calls, {name: count for name, count in counts.items() if count})
-
-    def _input(self, index: int, arguments: str | Mapping[str, Any] | None) -> CallInput:
-        began = self._calls[index]
-        text = json.dumps(arguments) if isinstance(arguments, Mapping) else arguments or ""
-        return CallInput(began.index, began.id, began.tool, self._whole(index, text))
-
-    def _whole(self, index: int, text: str) -> str:
-        """Text that UTF-8 can carry. A server that counts in UTF-16 may cut a character in two."""
-        if text.isascii() and not self._halves:
-            return text
-        text = self._halves.pop(index, "") + text
-        if "\ud800" <= text[-1:] <= "\udbff":
-            text, self._halves[index] = text[:-1], text[-1]
-        return _mended(text)
-
-
-def _finish_reason(reason: str, calls: list[Call]) -> FinishReason:
-    """The one word for each ending, for some servers say `stop` after calls."""
-    if reason in ("length", "content_filter"):
-        return "length" if reason == "length" else "content_filter"
-    if calls:
-        return "tool_calls"
-    if reason == "tool_call":
-        raise ProviderError("provider_malformed", "the model asked for calls but named no tool")
-    return "stop"
-
-
-def _read_arguments(arguments: str | Mapping[str, Any] | None) -> dict[str, Any] | str:
-    if isinstance(arguments, Mapping):
-        return dict(arguments)
-    text = _mended(arguments or "")
-    if not text.strip():
-        return {}
-    try:
-        read = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return text
-    return read if isinstance(read, dict) else text
-
-
-def _mended(text: str) -> str:
-    """The text with both halves of a character joined, and a half without its other replaced."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
