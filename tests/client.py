@@ -7,6 +7,7 @@ of a frame is never counted. How lenient readers that others wrote see the same 
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -14,9 +15,10 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx
-from tapeline import audit, events, subjects
+from tapeline import audit, events, limits, results, subjects
 from tapeline.connection import Unavailable
-from tapeline.tape import Entry, Record, Tape
+from tapeline.record import Entry, Record
+from tapeline.tape import Tape
 
 T = TypeVar("T")
 
@@ -142,6 +144,49 @@ class Stream:
         return self.received
 
 
+class Source:
+    """Reads a run to its end as a browser's EventSource does: cut off, it comes back after `retry` with its cursor, and
+    it fails for good at an answer that is no stream.
+    """
+
+    def __init__(self, client: "Client", conversation: str, run: str) -> None:
+        self.received: list[Received] = []
+        self.connections = 0
+        self.pause_s = 0.0
+        """The longest time between two events."""
+        self.begun = asyncio.Event()
+        """It has the first event."""
+        self._client = client
+        self._conversation = conversation
+        self.run = run
+        self._heard_at = 0.0
+
+    async def follow(self) -> None:
+        """Returns after the run's last event."""
+        while not self.received or self.received[-1].event not in ("done", "error"):
+            if self.connections:
+                await asyncio.sleep(limits.RETRY_MS / 1000)
+            self.connections += 1
+            with contextlib.suppress(httpx.TransportError):
+                await self._connection()
+
+    async def _connection(self) -> None:
+        cursor = self.received[-1].id if self.received else None
+        clock = asyncio.get_running_loop().time
+        async with self._client.events(self._conversation, cursor, run=self.run) as stream:
+            assert stream.status == 200
+            while await stream.more():
+                if not stream.received:
+                    continue
+                now = clock()
+                if self.begun.is_set():
+                    self.pause_s = max(self.pause_s, now - self._heard_at)
+                self._heard_at = now
+                self.received += stream.received
+                stream.received.clear()
+                self.begun.set()
+
+
 class Posted(NamedTuple):
     """A message that was taken, and its run."""
 
@@ -203,6 +248,11 @@ class Client:
 
     async def stop(self, conversation: str, run: str) -> httpx.Response:
         return await self.http.post(f"/v1/conversations/{conversation}/runs/{run}/stop")
+
+    async def decide(self, conversation: str, run: str, call: str, **decision: Any) -> httpx.Response:
+        """Approves a call or denies it, whatever the answer."""
+        path = f"/v1/conversations/{conversation}/runs/{run}/calls/{call}/approval"
+        return await self.http.post(path, json=decision)
 
     async def snapshot(self, conversation: str) -> dict[str, Any]:
         response = await self.http.get(f"/v1/conversations/{conversation}")
@@ -268,10 +318,20 @@ async def opened(nats_url: str) -> Tape:
                 await asyncio.sleep(0.1)
 
 
+async def judged(nats_url: str, conversation: str) -> tuple[list[Record], list[str]]:
+    """As `stored`, all its runs having ended, and what in it breaks a promise."""
+    tape = await opened(nats_url)
+    try:
+        records = await tape.read(conversation)
+        return records, audit.violations(records) + await results.violations(tape, conversation, records)
+    finally:
+        await tape.close()
+
+
 async def log_of(nats_url: str, conversation: str) -> list[Record]:
-    """As `stored`, all its runs having ended; nothing in it breaks a promise."""
-    records = await stored(nats_url, conversation)
-    assert audit.violations(records) == []
+    """As `judged`; nothing breaks one."""
+    records, broken = await judged(nats_url, conversation)
+    assert broken == []
     return records
 
 

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from tapeline import limits, subjects
+from tapeline import audit, limits, subjects
 from tapeline.connection import api
 from tapeline.events import UNDECODABLE
+from tapeline.record import Entry, Record
 from tapeline.settings import EX_CONFIG
-from tapeline.tape import Entry, Record, Stale, Tape
+from tapeline.tape import Stale, Tape
 
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
 from tests.stack import POLL_S, ROOT, Process, Stack, free_port
@@ -185,7 +186,7 @@ async def test_a_path_that_is_not_there_and_a_method_that_is_not(client: Client)
     conversation = await client.create()
     for method, path in (
         ("PUT", "/v1/conversations"),
-        ("PATCH", f"/v1/conversations/{conversation}"),
+        ("PUT", f"/v1/conversations/{conversation}"),
         ("GET", f"/v1/conversations/{conversation}/messages"),
         ("POST", f"/v1/conversations/{conversation}/events"),
         ("POST", "/healthz"),
@@ -429,11 +430,12 @@ async def test_without_keys_this_machine_may_ask(host: str, client: Client) -> N
     assert response.status_code == 201
 
 
-async def test_a_page_of_another_site_may_not_act(stack: Stack, client: Client) -> None:
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_page_of_another_site_may_not_act(site: str, stack: Stack, client: Client) -> None:
     conversation, run = await client.answered("long 5")
     for path in ("", f"/{conversation}/messages", f"/{conversation}/runs/{run}/stop"):
         url = f"/v1/conversations{path}"
-        response = await client.http.post(url, headers={"Sec-Fetch-Site": "cross-site"}, json={"content": "hi"})
+        response = await client.http.post(url, headers={"Sec-Fetch-Site": site}, json={"content": "hi"})
         problem(response, 403, "cross_site")
     assert (await facts_of(stack, conversation)).count("message") == 1
 
@@ -443,7 +445,7 @@ def guarded(stack: Stack) -> Iterator[str]:
     """The URL of an edge of the same system that knows its users."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = {**stack.env, "TAPELINE_PORT": str(port), "TAPELINE_API_KEYS": f"ann={ANNS},bob={BOBS}"}
+    env = stack.env_for("edge") | {"TAPELINE_PORT": str(port), "TAPELINE_API_KEYS": f"ann={ANNS},bob={BOBS}"}
 
     def ready() -> bool:
         try:
@@ -508,6 +510,20 @@ async def test_the_same_key_of_two_users_is_two_runs(guarded: str) -> None:
         {"TAPELINE_HOST": "::"},
         {"TAPELINE_HOST": "0.0.0.0", "TAPELINE_API_KEYS": "ann=short"},
         {"TAPELINE_HOST": "0.0.0.0", "TAPELINE_API_KEYS": "secret-without-a-user"},
+        {"TAPELINE_JWT_SECRET": "secret-too-short", "TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_JWT_SECRET": "s" * 32},
+        {"TAPELINE_JWT_SECRET": "s" * 32, "TAPELINE_JWKS_URL": "https://a.example", "TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_JWKS_URL": "http://login.example/keys", "TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_JWKS_URL": "file:///keys", "TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_JWKS_URL": "https://[", "TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_JWT_AUDIENCE": "a"},
+        {"TAPELINE_TICKET_SECRET": "secret-too-short"},
+        {"TAPELINE_CORS_ORIGINS": "*"},
+        {"TAPELINE_CORS_ORIGINS": "https://a.example,null"},
+        {"TAPELINE_CORS_ORIGINS": "chat.example"},
+        {"TAPELINE_CORS_ORIGINS": "https://chat.example/"},
+        {"TAPELINE_CORS_ORIGINS": "https://chat.example:443"},
+        {"TAPELINE_CORS_ORIGINS": "https://*.example"},
         {"TAPELINE_PORT": "http"},
         {"TAPELINE_HEARTBEAT_S": "0"},
         {"TAPELINE_NATS_URL": ""},
@@ -515,7 +531,7 @@ async def test_the_same_key_of_two_users_is_two_runs(guarded: str) -> None:
     ids=str,
 )
 def test_an_edge_that_would_be_open_or_is_told_nonsense_does_not_start(settings: dict[str, str], stack: Stack) -> None:
-    env = {**stack.env, "TAPELINE_PORT": "0", **settings}
+    env = stack.env_for("edge") | {"TAPELINE_PORT": "0", **settings}
     ended = subprocess.run(
         [sys.executable, "-m", "services.edge"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=REFUSED_S
     )
@@ -551,11 +567,11 @@ async def test_line_breaks_and_forged_frames_come_back_as_they_were(stack: Stack
     assert [line["id"] for line in lines] == [one.id for one in received]
 
 
-PRETTY: Final = json.dumps({"type": "token", "run": "x", "ts": 1, "step": 1, "attempt": 1, "text": "a"}, indent=2)
+PRETTY: Final = json.dumps({"type": "bow", "run": "x", "ts": 1, "depth": [1, 2]}, indent=2)
 FOREIGN: Final = {
-    "pretty-printed": (PRETTY.encode(), "token"),
-    "pretty-printed with CRLF": (PRETTY.replace("\n", "\r\n").encode(), "token"),
-    "pretty-printed with CR": (PRETTY.replace("\n", "\r").encode(), "token"),
+    "pretty-printed": (PRETTY.encode(), "bow"),
+    "pretty-printed with CRLF": (PRETTY.replace("\n", "\r\n").encode(), "bow"),
+    "pretty-printed with CR": (PRETTY.replace("\n", "\r").encode(), "bow"),
     "of an unknown type": (b'{"type":"applause","run":"x","ts":1,"hands":2}', "applause"),
     "of a type that forges a field": (b'{"type":"a\\nid: 9","run":"x","ts":1}', "unknown"),
     "of an empty type": (b'{"type":"","run":"x","ts":1}', "unknown"),
@@ -618,9 +634,45 @@ def is_foreign(record: Record) -> bool:
     return record.data in [data for data, _ in FOREIGN.values()]
 
 
-async def append(stack: Stack, conversation: str, kind: str, events: list[bytes]) -> None:
+@pytest.mark.parametrize("kind", [subjects.TOOL, subjects.TOOL_DELTA])
+async def test_what_a_tool_worker_has_no_right_to_write_is_nothing_but_a_curiosity(
+    kind: str, stack: Stack, client: Client
+) -> None:
+    """NATS lets it write to its own subjects only; what type of event it writes there, NATS does not know."""
+    conversation = await client.create()
+    run = (await client.post(conversation, "long 200")).run
+    async with client.events(conversation) as reader:
+        await reader.until("token")
+        common = {"run": run, "ts": 1, "step": 1, "attempt": 1, "by": "x"}
+        forged = [
+            {"type": "token", "text": "forged", **common},
+            {"type": "answer", "text": "forged", "thinking": "", "finish": "stop", "deltas": 0, "sha256": "", **common},
+            {"type": "done", "reason": "stop", "usage": {}, "duration_ms": 1, "facts": 1, **common},
+            {"type": "error", "code": "x", "message": "forged", "retryable": False, "duration_ms": 1, **common},
+            {"type": "stop", **common},
+            {"type": "deleted", **common},
+            {"type": "message", "content": "forged", **(common | {"run": "forged"})},
+        ]
+        await append(stack, conversation, kind, [json.dumps(one).encode() for one in forged], role="tools")
+        received = await reader.until("done")
+    misplaced = [json.loads(one.data) for one in received if one.event == "misplaced"]
+    assert [one["event"] for one in misplaced] == forged
+    assert {one["kind"] for one in misplaced} == {kind}
+    assert types(received).count("token") > 100, "the answer went on"
+    (snapshot,) = (await client.snapshot(conversation))["runs"]
+    assert (snapshot["run"], snapshot["reason"], snapshot["stopped"]) == (run, "stop", False)
+    assert "forged" not in json.dumps(snapshot)
+    lines = [json.loads(line) for line in await client.lines(conversation)]
+    assert [line["event"] for line in lines if line["type"] == "misplaced"] == forged
+    found = audit.violations(await stored(stack.nats.url, conversation))
+    assert [line.split(" ", 1)[1] for line in found] == [
+        f"is a {one['type']}, which nobody may write to {kind}" for one in forged
+    ]
+
+
+async def append(stack: Stack, conversation: str, kind: str, events: list[bytes], role: str | None = None) -> None:
     """Another writer's events, each fenced as it should be."""
-    tape = await Tape.open(stack.nats.url, "test")
+    tape = await Tape.open(stack.nats.url_for(role) if role else stack.nats.url, "test")
     try:
         last = await tape.last(conversation)
         for data in events:

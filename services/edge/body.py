@@ -13,10 +13,13 @@ from .problem import Problem, not_found
 
 T = TypeVar("T")
 
+CURSOR_MAX: Final = 2**63 - 1  # a sequence of JetStream
+MODEL: Final = r"^[A-Za-z0-9._:/@-]*\Z"  # `$` would let a newline through at the end
+
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
-_CURSOR_MAX: Final = 2**63 - 1
+_PACE: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?", re.ASCII)
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{limits.IDEMPOTENCY_KEY_CHARS_MAX}}}")
-_MODEL: Final = r"^[A-Za-z0-9._:/@-]*\Z"  # `$` would let a newline through at the end
+_SHOWN: Final = r"[^\s\x1c-\x1f\x85\ufeff]"  # of what is no space to Python, nor to who checks by /openapi.json
 
 
 class NewConversation(msgspec.Struct, forbid_unknown_fields=True):
@@ -25,23 +28,42 @@ class NewConversation(msgspec.Struct, forbid_unknown_fields=True):
     id: Annotated[str, Meta(pattern=rf"^[A-Za-z0-9_-]{{1,{limits.CONVERSATION_ID_CHARS_MAX}}}\Z")] | None = None
     title: Annotated[str, Meta(max_length=limits.TITLE_CHARS_MAX)] = ""
     system: Annotated[str, Meta(max_length=limits.SYSTEM_CHARS_MAX)] = ""
-    model: Annotated[str, Meta(max_length=200, pattern=_MODEL)] = ""
+    model: Annotated[str, Meta(max_length=limits.MODEL_CHARS_MAX, pattern=MODEL)] = ""
     tools: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=256)] | None = None
     metadata: dict[str, Any] = {}
+
+
+class NewTitle(msgspec.Struct, forbid_unknown_fields=True):
+    """`PATCH /v1/conversations/{id}`."""
+
+    title: Annotated[str, Meta(min_length=1, max_length=limits.TITLE_CHARS_MAX, pattern=_SHOWN)]
 
 
 class NewMessage(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /v1/conversations/{id}/messages`."""
 
-    content: Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_CHARS_MAX, pattern=r"\S")]  # providers too
-    model: Annotated[str, Meta(max_length=200, pattern=_MODEL)] = ""
+    content: Annotated[str, Meta(min_length=1, max_length=limits.CONTENT_CHARS_MAX, pattern=_SHOWN)]  # providers too
+    model: Annotated[str, Meta(max_length=limits.MODEL_CHARS_MAX, pattern=MODEL)] = ""
     on_busy: OnBusy = "reject"
+    replaces: Annotated[
+        str, Meta(max_length=64, description="A run: go on from just before it. It and all after it no longer count.")
+    ] = ""
 
 
 class NewStop(msgspec.Struct, forbid_unknown_fields=True):
     """`POST …/stop`; the body may be left out."""
 
     reason: Annotated[str, Meta(max_length=limits.TITLE_CHARS_MAX)] = ""
+
+
+class NewApproval(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST …/approval`: a person's decision on a call."""
+
+    approved: bool
+    arguments: Annotated[dict[str, Any] | None, Meta(description="With `approved` only: in place of the model's.")] = (
+        None
+    )
+    reason: Annotated[str, Meta(max_length=limits.TITLE_CHARS_MAX, description="The model is told it.")] = ""
 
 
 async def read(request: Request, kind: type[T]) -> T:
@@ -55,9 +77,15 @@ async def read(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid", f"The body is not what this call takes: {error}") from error
+        raise Problem(422, "invalid", f"The body is not what this call takes: {_brief(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, "bad_json", f"The body is not JSON: {error}") from error
+        raise Problem(400, "bad_json", f"The body is not JSON: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """What is wrong with a body. It quotes what was sent, however long that is."""
+    text = str(error)
+    return text if len(text) <= limits.DETAIL_CHARS_MAX else text[: limits.DETAIL_CHARS_MAX] + "…"
 
 
 async def _bounded(request: Request) -> bytes:
@@ -84,10 +112,37 @@ def conversation(request: Request) -> str:
 
 def cursor(request: Request) -> int:
     """Where the reader is: `Last-Event-ID`, else `?after=`, else the beginning. Raises `Problem` 400."""
-    text = request.headers.get("last-event-id", request.query_params.get("after", "0"))
-    if not _CURSOR.fullmatch(text) or int(text) > _CURSOR_MAX:
+    given = (request.headers.get("last-event-id"), request.query_params.get("after"))
+    cursors = [text for text in given if text is not None]
+    if not all(_CURSOR.fullmatch(text) and int(text) <= CURSOR_MAX for text in cursors):
         raise Problem(400, "bad_cursor", "A cursor is the `id` of an event: a whole number.")
-    return int(text)
+    return int(cursors[0]) if cursors else 0
+
+
+def pace(request: Request) -> float | None:
+    """How many times as fast as recorded a replay is wanted; None: as fast as it goes. Raises `Problem` 400."""
+    text = request.query_params.get("pace")
+    if text is None:
+        return None
+    if not _PACE.fullmatch(text) or not limits.PACE_MIN <= float(text) <= limits.PACE_MAX:
+        raise Problem(
+            400, "bad_pace", f"`pace` is a number from {limits.PACE_MIN} to {limits.PACE_MAX:g}; 1 is as it was."
+        )
+    return float(text)
+
+
+def page(request: Request) -> tuple[int, int | None]:
+    """How many conversations to list, and below which `next` of an earlier page. Raises `Problem` 400."""
+    query = request.query_params
+    limit = query.get("limit", str(limits.LIST_ENTRIES_DEFAULT))
+    if not _CURSOR.fullmatch(limit) or not 1 <= int(limit) <= limits.LIST_ENTRIES_MAX:
+        raise Problem(400, "bad_limit", f"`limit` is a whole number from 1 to {limits.LIST_ENTRIES_MAX}.")
+    before = query.get("before")
+    if before is None:
+        return int(limit), None
+    if not _CURSOR.fullmatch(before) or int(before) > CURSOR_MAX:
+        raise Problem(400, "bad_cursor", "`before` is the `next` of an earlier page.")
+    return int(limit), int(before)
 
 
 def view(request: Request) -> Literal["full", "compact"]:

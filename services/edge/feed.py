@@ -6,16 +6,15 @@ log at its own pace until it is back; nothing is kept for it meanwhile.
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 from tapeline import limits, subjects
 from tapeline.connection import Unavailable
-from tapeline.follow import follow, within
-from tapeline.tape import Tape
+from tapeline.follow import follow
+from tapeline.tape import Gone, Tape
 
 from .frame import Frame, frame
 from .meters import Meters
@@ -24,22 +23,53 @@ _meter = metrics.get_meter("tapeline")
 _catch_ups: Final = _meter.create_counter("tapeline.feed.catch_up_reads", "1", "Times a reader read the log")
 
 
-class Feed:
-    """One conversation, followed."""
+class View(NamedTuple):
+    """Which of a conversation's events a reader wants."""
 
-    def __init__(self, tape: Tape, conversation: str, meters: Meters) -> None:
+    run: str | None = None
+    facts_only: bool = False
+
+
+class Chunk(NamedTuple):
+    """What goes out in one write."""
+
+    data: bytes
+    after: int
+    """Where the reader is with it: it has seen every event of its view up to this one."""
+    ends: bool
+    """Its last event ends what the view shows."""
+
+
+class About(NamedTuple):
+    """What has to be known of a conversation to let a reader in."""
+
+    owner: str
+    created_ts: int
+    last_event_id: int
+
+
+class Feed:
+    """One conversation, followed, of which its readers have already been told `about`."""
+
+    def __init__(self, tape: Tape, conversation: str, about: About, meters: Meters) -> None:
+        self.about = about
+        self.readers = 0
+        self._waiting: list[asyncio.Future[None]] = []
         self._tape = tape
         self._conversation = conversation
         self._meters = meters
-        self._ring: deque[Frame] = deque()
+        self._ring: dict[int, Frame] = {}
+        """By sequence, in order."""
         self._ring_bytes = 0
         self._base = 0
         """Every event after this one, up to the newest, is in the ring."""
-        self._stirred = asyncio.Event()
+        self._cut: dict[tuple[int, View], Chunk] = {}
+        """What readers at the same place with the same view get: made once."""
+        self._pages: dict[tuple[int, int, bool], asyncio.Task[list[Frame]]] = {}
+        """What is being read from the log: after which event, up to which, and whether facts only."""
         self._error: Exception | None = None
+        self._is_ready = False
         self._task = asyncio.create_task(self._run())
-        self._ready = asyncio.Event()
-        self.readers = 0
 
     @property
     def failed(self) -> bool:
@@ -48,71 +78,129 @@ class Feed:
     def cancel(self) -> None:
         self._task.cancel()
 
+    async def ready(self) -> None:
+        """Returns when it is known where the log ends."""
+        while not self._is_ready:
+            await self.news()
+
     async def _run(self) -> None:
         try:
             self._base = await self._tape.last(self._conversation)
+            if not self._base:
+                raise Gone
+            self.about = self.about._replace(last_event_id=self._base)
             async with contextlib.aclosing(follow(self._tape, self._conversation, self._base)) as pages:
                 async for page in pages:
                     for record in page:
                         self._meters.event(record)
                         self._add(frame(record))
-                    self._ready.set()
+                    if page:
+                        self.about = self.about._replace(last_event_id=page[-1].seq)
                     self._stir()
         except Exception as error:  # noqa: BLE001 - whatever it is, the readers are told, and come back
             self._error = error
-            self._ready.set()
             self._stir()
 
     def _add(self, one: Frame) -> None:
-        self._ring.append(one)
+        self._ring[one.seq] = one
         self._ring_bytes += len(one.data)
         while len(self._ring) > limits.RING_FRAMES_MAX or self._ring_bytes > limits.RING_BYTES_MAX:
-            oldest = self._ring.popleft()
+            oldest = self._ring.pop(next(iter(self._ring)))
             self._ring_bytes -= len(oldest.data)
             self._base = oldest.seq
 
     def _stir(self) -> None:
-        self._stirred.set()
-        self._stirred = asyncio.Event()
+        self._is_ready = True
+        self._cut.clear()
+        waiting, self._waiting = self._waiting, []
+        for news in waiting:
+            if not news.done():
+                news.set_result(None)
 
-    async def read(self, after: int, *, facts_only: bool, idle_s: float) -> AsyncGenerator[list[Frame]]:
-        """Frames after sequence `after`, for ever; an empty list after each `idle_s` of silence.
+    def news(self) -> asyncio.Future[None]:
+        """Done when there is something new; the reader may set it itself, to go on without."""
+        if len(self._waiting) > 2 * self.readers:  # heartbeats leave theirs behind
+            self._waiting = [news for news in self._waiting if not news.done()]
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(news)
+        return news
 
-        Raises `Unavailable` when the tape cannot be followed any longer.
+    def since(self, after: int, view: View) -> Chunk | None:
+        """What a reader that has seen event `after` gets next; None: it is behind the ring.
+
+        Raises `Unavailable` when there is no more, and the conversation is not followed any longer.
         """
-        await self._ready.wait()
-        while True:
-            if self._error is not None:
-                raise Unavailable(str(self._error)) from self._error
+        chunk = self._cut.get((after, view))
+        if chunk is None:
             if after < self._base:
-                _catch_ups.add(1)
-                base = until = self._base
-                kind = subjects.ALL
-                if facts_only:
-                    kind, until = subjects.FACTS, await self._tape.newest_fact(self._conversation, base)
-                pages = self._tape.pages(self._conversation, after, kind, until)
-                async with contextlib.aclosing(pages):
-                    async for page in pages:
-                        after = page[-1].seq
-                        yield [frame(record) for record in page]
-                after = max(after, base)
-                continue
-            stirred = self._stirred
-            if fresh := self._after(after, facts_only=facts_only):
-                after = fresh[-1].seq
-                yield fresh
-            elif not await within(stirred, idle_s):
-                yield []
+                return None
+            fresh = self._after(after)
+            if not fresh and self._error is not None:
+                raise Unavailable(str(self._error)) from self._error
+            chunk = self._cut[after, view] = next(chunks(fresh, view, after))
+        return chunk
 
-    def _after(self, after: int, *, facts_only: bool) -> list[Frame]:
+    def _after(self, after: int) -> list[Frame]:
         fresh: list[Frame] = []
-        for one in reversed(self._ring):
+        for one in reversed(self._ring.values()):
             if one.seq <= after:
                 break
-            if one.is_fact or not facts_only:
-                fresh.append(one)
+            fresh.append(one)
         fresh.reverse()
         return fresh
+
+    async def history(self, after: int, view: View) -> AsyncGenerator[Chunk]:
+        """From the log, what a reader behind the ring gets next, until it is back in the ring. Raises `Unavailable`."""
+        _catch_ups.add(1)
+        base = self._base
+        while after < base and (page := await self._page(after, base, view.facts_only)):
+            for chunk in chunks(page, view, after):
+                after = chunk.after
+                yield chunk
+        if after < base:
+            yield Chunk(b"", base, ends=False)
+
+    async def _page(self, after: int, until: int, facts_only: bool) -> list[Frame]:
+        """What comes next in the log, read once for all who ask for the same at the same time."""
+        key = (after, until, facts_only)
+        reading = self._pages.get(key)
+        if reading is None:
+            reading = self._pages[key] = asyncio.create_task(self._read(after, until, facts_only))
+            reading.add_done_callback(lambda done: self._read_page(key, done))
+        return await asyncio.shield(reading)
+
+    def _read_page(self, key: tuple[int, int, bool], done: "asyncio.Task[list[Frame]]") -> None:
+        del self._pages[key]
+        if not done.cancelled():
+            done.exception()  # all who asked may have left
+
+    async def _read(self, after: int, until: int, facts_only: bool) -> list[Frame]:
+        kind = subjects.ALL
+        if facts_only:
+            kind, until = subjects.FACTS, await self._tape.newest_fact(self._conversation, until)
+        async with contextlib.aclosing(self._tape.pages(self._conversation, after, kind, until)) as pages:
+            async for page in pages:
+                return [frame(record) for record in page]
+        return []
+
+
+def chunks(frames: Iterable[Frame], view: View, after: int) -> Iterator[Chunk]:
+    """Frames of a view, joined into writes of a bounded size; the last may be empty."""
+    parts: list[bytes] = []
+    size = 0
+    for one in frames:
+        after = one.seq
+        if not one.ends_all and (view.run not in (None, one.run) or (view.facts_only and not one.is_fact)):
+            continue
+        parts.append(one.data)
+        size += len(one.data)
+        if one.ends_all or (one.ends_run and view.run is not None):
+            yield Chunk(b"".join(parts), after, ends=True)
+            return
+        if size >= limits.WRITE_BYTES_MAX:
+            yield Chunk(b"".join(parts), after, ends=False)
+            parts, size = [], 0
+    yield Chunk(b"".join(parts), after, ends=False)
 
 
 class Feeds:
@@ -123,14 +211,22 @@ class Feeds:
         self._meters = meters
         self._feeds: dict[str, Feed] = {}
 
+    def about(self, conversation: str, user: str, after: int) -> About | None:
+        """What is known of a conversation of the user's that others are reading already, as far as event `after`."""
+        feed = self._feeds.get(conversation)
+        if feed is None or feed.failed or feed.about.owner != user or feed.about.last_event_id < after:
+            return None
+        return feed.about
+
     @asynccontextmanager
-    async def of(self, conversation: str) -> AsyncIterator[Feed]:
+    async def of(self, conversation: str, about: About) -> AsyncIterator[Feed]:
         """The conversation's feed, kept while open and a little longer."""
         feed = self._feeds.get(conversation)
-        if feed is None or feed.failed:
-            feed = self._feeds[conversation] = Feed(self._tape, conversation, self._meters)
+        if feed is None or feed.failed or feed.about.owner != about.owner:
+            feed = self._feeds[conversation] = Feed(self._tape, conversation, about, self._meters)
         feed.readers += 1
         try:
+            await feed.ready()
             yield feed
         finally:
             feed.readers -= 1

@@ -4,7 +4,7 @@ from typing import Final
 
 from opentelemetry import metrics
 from tapeline.events import Done, Error, ToolResult
-from tapeline.tape import Record
+from tapeline.record import Record
 
 _meter = metrics.get_meter("tapeline")
 _first_token: Final = _meter.create_histogram("tapeline.stream.first_token", "s", "From the message to the first token")

@@ -1,10 +1,12 @@
 """What went wrong, as `application/problem+json` (RFC 9457) with a stable `code`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
+
+NOT_FOUND: Final = "not_found"
 
 
 class Problem(Exception):
@@ -43,7 +45,7 @@ class Problem(Exception):
 
 def not_found() -> Problem:
     """The same for a conversation that is not there and for one that is not yours."""
-    return Problem(404, "not_found", "There is no such conversation.")
+    return Problem(404, NOT_FOUND, "There is no such conversation.")
 
 
 def unavailable(why: str) -> Problem:

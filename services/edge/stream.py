@@ -1,28 +1,40 @@
-"""A conversation's events over HTTP: as server-sent events that resume anywhere, or as lines that end.
+"""A conversation's events over HTTP: followed for as long as it takes, or replayed as they are stored.
 
 One visible loop per response. It ends at an event boundary: after the run's terminal event, when the reader
-leaves or takes nothing for too long, or when this edge is drained.
+leaves, takes nothing for too long or may read no longer, or when this edge is drained.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
 from tapeline import limits, subjects
 from tapeline.connection import Unavailable
-from tapeline.tape import Tape
+from tapeline.record import Record
+from tapeline.tape import Gone, Tape
 
-from .feed import Feeds
-from .frame import HEARTBEAT, HELLO, Frame, frame, line
+from .feed import About, Feeds, View
+from .frame import HEARTBEAT, HELLO, frame, line
 from .meters import Meters
 
 log = logging.getLogger(__name__)
 
+STREAM: Final = "tapeline.stream"
+"""Where `scope` has the stream that has begun, once the layers around it have returned. Within them, every one of
+thousands of idle streams would keep a dozen frames alive, and every event would pass through four `send`s.
+"""
+
+NDJSON_HEADERS: Final = (
+    (b"content-type", b"application/x-ndjson"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
 SSE_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -35,139 +47,253 @@ class Reading:
     """What a reader asked for."""
 
     conversation: str
+    about: About
     after: int
-    run: str | None = None
-    facts_only: bool = False
+    view: View
     resumed: bool = False
+    until: float | None = None
+    """When the reader's token expires, seconds since the epoch."""
 
 
-class Events:
-    """The response that streams a `Reading` as server-sent events. An ASGI application."""
+class Streams:
+    """The responses that are streaming in this process, and the one clock that they share.
 
-    def __init__(
-        self, reading: Reading, feeds: Feeds, meters: Meters, draining: asyncio.Event, heartbeat_s: float
-    ) -> None:
-        self._reading = reading
-        self._feeds = feeds
-        self._meters = meters
-        self._draining = draining
+    A timer for each of them, set anew with each event, would cost more than sending the event does.
+    """
+
+    def __init__(self, feeds: Feeds, meters: Meters, heartbeat_s: float) -> None:
+        self.feeds = feeds
+        self.meters = meters
+        self.draining = False
         self._heartbeat_s = heartbeat_s
+        self._open: set[Stream] = set()
+        self._clock = asyncio.create_task(self._tick())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def drain(self) -> None:
+        """Ends all, though not at once: they reconnect elsewhere, and would all arrive there together."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        for stream in self._open:
+            loop.call_later(random.uniform(0, limits.DRAIN_JITTER_S), stream.end, "drained")
+
+    def close(self) -> None:
+        self._clock.cancel()
+        self.feeds.close()
+
+    def opened(self, stream: "Stream", *, resumed: bool) -> None:
+        self._open.add(stream)
+        self.meters.opened(resumed=resumed)
+        if self.draining:
+            stream.end("drained")
+
+    def closed(self, stream: "Stream", how: str) -> None:
+        self._open.discard(stream)
+        self.meters.closed(how)
+
+    async def _tick(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(min(limits.STREAM_TICK_S, self._heartbeat_s / 4))
+            now, date = clock(), time.time()
+            patience_s = limits.DRAIN_END_S if self.draining else limits.WRITE_TIMEOUT_S
+            for stream in self._open:
+                stream.look(now, date, self._heartbeat_s, patience_s)
+
+
+class Stream:
+    """A response that streams a `Reading`: how it begins, is watched, and ends. An ASGI application.
+
+    What it sends in between is its kind's own loop, which ends when `how` is set.
+    """
+
+    headers = SSE_HEADERS
+    finished: Sequence[str] = ("complete", "drained", "expired")
+    """The ways to end that are an end; any other cuts the connection, so that nobody takes a part for the whole."""
+
+    def __init__(self, reading: Reading, streams: Streams, release: Callable[[], None]) -> None:
+        """`release` gives the reader's place back, and is called once, however this ends."""
+        self.reading = reading
+        self.streams = streams
+        self._release = release
+        self.how: str | None = None
+        """Why it has to end, if it has to."""
+        self.beat = False
+        """A heartbeat is due."""
+        self.news: asyncio.Future[None] | None = None
+        """What it waits for, if it waits."""
+        self._now = asyncio.get_running_loop().time
+        self._task: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self._is_sending = False
+        self._is_cut = False
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        """Begins the response. `run` has to follow, outside of whatever is around this."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._release)
+            await send({"type": "http.response.start", "status": 200, "headers": list(self.headers)})
+            if scope["method"] == "HEAD":  # without an end, the connection would take no further request
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                scope[STREAM] = self
+                undo.pop_all()
+
+    async def run(self, receive: Receive, send: Send) -> None:
         """Streams until there is a reason to end, and ends the response properly."""
-        if scope["method"] == "HEAD":  # without an end, the connection would take no further request
-            await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        self._meters.opened(resumed=self._reading.resumed)
-        how = "failed"
-        ends = {
-            asyncio.create_task(self._send_all(send)): "complete",
-            asyncio.create_task(_left(receive)): "left",
-            asyncio.create_task(self._drained()): "drained",
-        }
+        self._task = asyncio.current_task()
+        self.streams.opened(self, resumed=self.reading.resumed)
+        watch = asyncio.create_task(self._watch(receive))
         try:
-            finished, __ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            ended = finished.pop()
-            how = ends[ended]
-            ended.result()
-        except TimeoutError:
-            how = "slow"
-        except Unavailable as error:
-            log.warning("%s: a stream was ended: %s", self._reading.conversation, error)
+            await self.stream(send)
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+        except (Gone, Unavailable) as error:
+            log.warning("%s: a stream was ended: %s", self.reading.conversation, error)
         finally:
-            for task in ends:
-                task.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
-            self._meters.closed(how)
-        if how in ("complete", "drained"):
-            patience_s = limits.WRITE_TIMEOUT_S if how == "complete" else limits.DRAIN_END_S
+            watch.cancel()
+            self._release()
+            self.streams.closed(self, self.how or "failed")
+        if self.how in self.finished and not self._is_cut:
+            patience_s = limits.DRAIN_END_S if self.how == "drained" else limits.WRITE_TIMEOUT_S
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
         # otherwise the response stays unfinished: the server cuts the connection, and the reader resumes
 
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
-        async with contextlib.aclosing(self._chunks()) as chunks:
-            async for chunk in chunks:
-                async with asyncio.timeout(limits.WRITE_TIMEOUT_S):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    async def stream(self, send: Send) -> None:
+        """The loop. Raises `Unavailable`."""
+        raise NotImplementedError
 
-    async def _chunks(self) -> AsyncGenerator[bytes]:
-        reading = self._reading
-        yield HELLO
-        async with self._feeds.of(reading.conversation) as feed:
-            pages = feed.read(reading.after, facts_only=reading.facts_only, idle_s=self._heartbeat_s)
-            async with contextlib.aclosing(pages):
-                async for page in pages:
-                    if not page:
-                        yield HEARTBEAT
-                        continue
-                    mine, ended = _of_run(page, reading.run)
-                    for chunk in _joined(mine):
-                        yield chunk
-                    if ended:
-                        return
+    async def send(self, send: Send, data: bytes) -> None:
+        """One write, which waits while the reader does not take what was written before."""
+        self.beat = False
+        self._sent_at = self._now()
+        self._is_sending = True
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._is_sending = False
 
-    async def _drained(self) -> None:
-        await self._draining.wait()
-        # not all at once: they reconnect elsewhere, and would all arrive there together
-        await asyncio.sleep(random.uniform(0, limits.DRAIN_JITTER_S))
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.end("left")
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        if self.news is not None and not self.news.done():
+            self.news.set_result(None)
+
+    def end(self, how: str) -> None:
+        """It shall end, at the next event boundary."""
+        self.how = self.how or how
+        self.wake()
+
+    def look(self, now: float, date: float, heartbeat_s: float, patience_s: float) -> None:
+        """What time means to it: `now` by the loop's clock, `date` in seconds since the epoch."""
+        if self._is_sending and now - self._sent_at > patience_s and self._task is not None:
+            self.how = self.how or "slow"
+            self._is_cut = True
+            self._task.cancel()
+        elif self.reading.until is not None and date >= self.reading.until:
+            self.end("expired")
+        elif now - self._sent_at >= heartbeat_s:
+            self.beat = True
+            self.wake()
 
 
-class Lines:
-    """The response that sends what is stored, as lines of JSON, and ends. An ASGI application."""
+class Events(Stream):
+    """Follows: what is stored after the cursor, then what is being written, as server-sent events."""
 
-    def __init__(self, reading: Reading, tape: Tape) -> None:
-        self._reading = reading
+    async def stream(self, send: Send) -> None:
+        """Ends by itself after the end of the run that is read, if it is one."""
+        after, view = self.reading.after, self.reading.view
+        await self.send(send, HELLO)
+        async with self.streams.feeds.of(self.reading.conversation, self.reading.about) as feed:
+            while self.how is None:
+                chunk = feed.since(after, view)
+                if chunk is None:
+                    async with contextlib.aclosing(feed.history(after, view)) as history:
+                        async for chunk in history:
+                            after = chunk.after
+                            if chunk.data:
+                                await self.send(send, chunk.data)
+                            if chunk.ends:
+                                self.how = "complete"
+                            if self.how:
+                                break
+                    continue
+                after = chunk.after
+                if chunk.data:
+                    await self.send(send, chunk.data)
+                    if chunk.ends:
+                        self.how = "complete"
+                elif self.beat:
+                    await self.send(send, HEARTBEAT)
+                else:
+                    self.news = feed.news()
+                    await self.news
+
+
+class Replay(Stream):
+    """Sends what is stored after the cursor, and ends; at a pace, as it came, so many times as fast.
+
+    A page is read when the one before it has been taken.
+    """
+
+    hello = HELLO
+
+    def __init__(
+        self, reading: Reading, streams: Streams, release: Callable[[], None], tape: Tape, pace: float | None
+    ) -> None:
+        super().__init__(reading, streams, release)
         self._tape = tape
+        self._pace = pace
 
-    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
-        """Reads a page only when the one before it has been taken."""
-        headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache, no-transform")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for chunk in self._chunks():
-            async with asyncio.timeout(limits.WRITE_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def encoded(self, record: Record) -> bytes:
+        return frame(record).data
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        reading = self._reading
-        kind = subjects.FACTS if reading.facts_only else subjects.ALL
-        async for page in self._tape.pages(reading.conversation, reading.after, kind):
-            lines = [line(record) for record in page if reading.run in (None, frame(record).run)]
-            if lines:
-                yield b"".join(lines)
+    async def stream(self, send: Send) -> None:
+        """Ends by itself at the end of the log."""
+        view = self.reading.view
+        kind = subjects.FACTS if view.facts_only else subjects.ALL
+        pages = self._tape.pages(self.reading.conversation, self.reading.after, kind)
+        if self._pace is not None:
+            pages = self._paced(pages, self._pace)
+        await self.send(send, self.hello)
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                if self.how:
+                    return
+                mine = [self.encoded(one) for one in page if view.run is None or frame(one).run == view.run]
+                if mine:
+                    await self.send(send, b"".join(mine))
+        self.end("complete")
 
-
-def _of_run(page: list[Frame], run: str | None) -> tuple[list[Frame], bool]:
-    """The frames of `run` (None: all), and whether they end it."""
-    if run is None:
-        return page, False
-    mine = []
-    for one in page:
-        if one.run == run:
-            mine.append(one)
-            if one.ends_run:
-                return mine, True
-    return mine, False
-
-
-def _joined(frames: Iterable[Frame]) -> Iterable[bytes]:
-    """Frames joined into writes of a bounded size."""
-    parts: list[bytes] = []
-    size = 0
-    for one in frames:
-        parts.append(one.data)
-        size += len(one.data)
-        if size >= limits.WRITE_BYTES_MAX:
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
+    async def _paced(self, pages: AsyncGenerator[list[Record]], pace: float) -> AsyncGenerator[list[Record]]:
+        """Each record when its time has come; a long silence is cut short."""
+        loop = asyncio.get_running_loop()
+        due, before = loop.time(), None
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                for record in page:
+                    if before is not None:
+                        silence_s = (record.stored_at - before).total_seconds() / pace
+                        due += min(silence_s, limits.PACE_SILENCE_S_MAX)
+                    before = record.stored_at
+                    while self.how is None and due > loop.time():
+                        self.news = loop.create_future()
+                        timer = loop.call_at(due, self.wake)
+                        await self.news
+                        timer.cancel()
+                    yield [record]
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class Lines(Replay):
+    """As lines of JSON. Cut short for whatever reason, it is not a whole file, and must not look like one."""
+
+    headers = NDJSON_HEADERS
+    finished = ("complete",)
+    hello = b""
+
+    def encoded(self, record: Record) -> bytes:
+        return line(record)
