@@ -1,71 +1,178 @@
-"""Who is asking. Static keys for now; without any, everyone is `local`, and only this machine can ask."""
+"""Who is asking: by a static key, or by a token (JWT) of an identity provider. Without either, everyone is `local`, and
+only this machine can ask.
+
+What kind of key checks a token's signature is the deployment's to say, never the token's: with a shared secret only
+HS256 is taken, with a provider's key set only RS256 and ES256.
+"""
 
 import hmac
-import ipaddress
-import re
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+import jwt
 from starlette.requests import Request
+from tapeline import limits
 from tapeline.settings import ConfigError, Settings
 
+from . import host
+from .jwks import ALGORITHMS, KeySet
 from .problem import Problem
 
 KEYS: Final = "TAPELINE_API_KEYS"
+SECRET: Final = "TAPELINE_JWT_SECRET"
+JWKS_URL: Final = "TAPELINE_JWKS_URL"
+AUDIENCE: Final = "TAPELINE_JWT_AUDIENCE"
+ISSUER: Final = "TAPELINE_JWT_ISSUER"
 LOCAL: Final = "local"
 
-_HOST: Final = re.compile(r"(?P<name>[^:\[\]]+|\[[^\[\]]+\])(:[0-9]*)?")
+_CHALLENGE: Final = 'Bearer realm="tapeline"'
+_REFUSED: Final = (
+    (jwt.ExpiredSignatureError, "The token has expired."),
+    (jwt.ImmatureSignatureError, "The token is not valid yet."),
+    (jwt.InvalidAudienceError, "The token is for another audience."),
+    (jwt.InvalidIssuerError, "The token is of another issuer."),
+    (
+        jwt.MissingRequiredClaimError,
+        "The token lacks a claim; it needs `sub`, `exp`, `aud`, and `iss` where it is set.",
+    ),
+    (jwt.InvalidSignatureError, "The token's signature does not match."),
+    (jwt.PyJWTError, "The token is not one of this deployment."),
+)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking, and until when (seconds since the epoch) that is known; None: for as long as the key is there."""
+
+    user: str
+    expires_at: float | None = None
+
+
+class Tokens:
+    """Names the user of a token."""
+
+    def __init__(self, keys: bytes | KeySet, audience: str, issuer: str | None) -> None:
+        self.keys = keys
+        self._audience = audience
+        self._issuer = issuer
+
+    async def caller(self, token: str) -> Caller:
+        """The token's `sub`. Raises `Problem` 401, and 503 where the provider's keys are not known."""
+        if len(token) > limits.TOKEN_CHARS_MAX:
+            raise refused(f"A token may have {limits.TOKEN_CHARS_MAX} characters at most.")
+        try:
+            key, algorithm = await self._key(token)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=limits.TOKEN_LEEWAY_S,
+                options={"require": ["sub", "exp"]},
+            )
+        except (jwt.PyJWTError, ValueError) as error:  # a ValueError: not ASCII
+            raise refused(next((why for kind, why in _REFUSED if isinstance(error, kind)), _REFUSED[-1][1])) from None
+        user = claims["sub"]
+        if not 0 < len(user) <= limits.USER_CHARS_MAX or not user.isprintable():
+            raise refused(f"The token's `sub` must be 1 to {limits.USER_CHARS_MAX} printable characters.")
+        return Caller(user, int(claims["exp"]) + limits.TOKEN_LEEWAY_S)  # when it is refused from on
+
+    async def _key(self, token: str) -> tuple[Any, str]:
+        if isinstance(self.keys, bytes):
+            return self.keys, "HS256"
+        header = jwt.get_unverified_header(token)
+        algorithm, kid = header.get("alg", ""), header.get("kid")
+        if algorithm not in ALGORITHMS.values():
+            raise jwt.InvalidAlgorithmError
+        key = await self.keys.key(kid, algorithm)
+        if key is None:
+            raise jwt.InvalidKeyError
+        return key, algorithm
 
 
 class Auth:
-    """Names the user of a request by its bearer key."""
+    """Names the caller of a request by what its `Authorization` bears."""
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
+    def __init__(self, keys: Mapping[str, str], tokens: Tokens | None = None) -> None:
         self._keys = [(user, key.encode()) for user, key in keys.items()]
+        self._tokens = tokens
 
     @classmethod
     def configured(cls, settings: Settings) -> "Auth":
-        """From `TAPELINE_API_KEYS` (`user=key,user2=key2`). Raises `ConfigError`; never shows a key."""
-        keys: dict[str, str] = {}
-        for pair in filter(None, (pair.strip() for pair in settings.text(KEYS).split(","))):
-            user, _, key = pair.partition("=")
-            if not user or len(key) < 8 or user in keys:
-                raise ConfigError(f"{KEYS} must be user=key,user2=key2 with distinct users and keys of 8 characters up")
-            keys[user] = key
-        return cls(keys)
+        """From `TAPELINE_API_KEYS` and `TAPELINE_JWT_…`. Raises `ConfigError`; never shows a key."""
+        return cls(static_keys(settings), _tokens(settings))
 
     @property
     def open(self) -> bool:
         """Nobody is asked for a key."""
-        return not self._keys
+        return not self._keys and self._tokens is None
 
-    def user(self, request: Request) -> str:
-        """Who is asking. Raises `Problem` 401, and 403 where a foreign web page would use a browser to ask."""
+    async def keep(self) -> None:
+        """Keeps what tokens are checked with up to date, for ever."""
+        if self._tokens is not None and isinstance(self._tokens.keys, KeySet):
+            await self._tokens.keys.keep()
+
+    def check_host(self, request: Request) -> None:
+        """Raises `Problem` 403 where a page whose name was made to mean this machine uses a browser to ask."""
+        if self.open and not host.is_loopback(host.called(request)):
+            raise Problem(403, "host_refused", "Without keys this edge answers to localhost only.")
+
+    async def caller(self, request: Request) -> Caller:
+        """Who is asking. Raises `Problem` 401, 403 and 503."""
+        self.check_host(request)
         if self.open:
-            if not is_loopback(_host(request)):
-                raise Problem(403, "host_refused", "Without keys this edge answers to localhost only.")
-            return LOCAL
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            key = given.strip().encode()
-            for user, known in self._keys:
-                if hmac.compare_digest(key, known):
-                    return user
-        headers = {"WWW-Authenticate": 'Bearer realm="tapeline"'}
-        raise Problem(401, "unauthorized", "Send `Authorization: Bearer <key>` with a key of this deployment.", headers)
+            return Caller(LOCAL)
+        match request.headers.getlist("authorization"):
+            case [one]:
+                scheme, _, given = one.partition(" ")
+            case _:  # of two, a proxy may have looked at the other
+                scheme = given = ""
+        if scheme.lower() != "bearer" or not (given := given.strip()):
+            detail = "Send one `Authorization: Bearer <key>` with a key or a token of this deployment."
+            raise Problem(401, "unauthorized", detail, {"WWW-Authenticate": _CHALLENGE})
+        for user, key in self._keys:
+            if hmac.compare_digest(given.encode(), key):
+                return Caller(user)
+        if self._tokens is None:
+            raise refused("This is not a key of this deployment.")
+        return await self._tokens.caller(given)
 
 
-def _host(request: Request) -> str:
-    """The name this edge was called by; empty where that makes no sense, for which Starlette would put our own."""
-    match = _HOST.fullmatch(request.headers.get("host", ""))
-    return match["name"].lower() if match else ""
+def refused(detail: str) -> Problem:
+    """What was given is no proof of anything."""
+    return Problem(401, "unauthorized", detail, {"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'})
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can be meant by `host`, a name or an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def static_keys(settings: Settings) -> dict[str, str]:
+    """Users' keys, from `TAPELINE_API_KEYS` (`user=key,user2=key2`). Raises `ConfigError`."""
+    keys: dict[str, str] = {}
+    for pair in settings.several(KEYS):
+        user, _, key = pair.partition("=")
+        if not user or len(key) < 8 or user in keys:
+            raise ConfigError(f"{KEYS} must be user=key,user2=key2 with distinct users and keys of 8 characters up")
+        keys[user] = key
+    return keys
+
+
+def secret(settings: Settings, name: str) -> bytes:
+    """A secret that signs; empty where none is set. Raises `ConfigError`."""
+    value = settings.text(name).encode()
+    if value and len(value) < limits.SECRET_BYTES_MIN:
+        raise ConfigError(f"{name} must have {limits.SECRET_BYTES_MIN} bytes or more; `openssl rand -hex 32` makes one")
+    return value
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    shared, url = secret(settings, SECRET), settings.text(JWKS_URL)
+    audience, issuer = settings.text(AUDIENCE), settings.text(ISSUER)
+    if shared and url:
+        raise ConfigError(f"{SECRET} and {JWKS_URL} are both set; tokens are checked with one of them")
+    if not shared and not url:
+        if audience or issuer:
+            raise ConfigError(f"{AUDIENCE} and {ISSUER} mean nothing without {SECRET} or {JWKS_URL}")
+        return None
+    if not audience:
+        raise ConfigError(f"{AUDIENCE} is not set; without it a token made for another service would do here")
+    return Tokens(shared or KeySet(url), audience, issuer or None)
