@@ -1,0 +1,11 @@
+export type * from "./events.ts";
+export type { Chat } from "./chat.ts";
+export type { Connection, ConnectionState } from "./follow.ts";
+export type { Settings, Token } from "./http.ts";
+export { Lost, type Problem, Refused } from "./refused.ts";
+export type { Call, Failure, Run, Snapshot, State, Step, StoredEvent } from "./state.ts";
+export { EMPTY, activeRun, ended, fold, fromSnapshot, reduce } from "./state.ts";
+export * from "./tapeline.ts";
+export { TIMES, type Times } from "./times.ts";
+export type { CallPhase, CallSignal, Phase, Signal } from "./transitions.ts";
+export { CALL_PHASES, CALL_SIGNALS, CALL_TRANSITIONS, PHASES, SIGNALS, TRANSITIONS } from "./transitions.ts";

@@ -1,0 +1,61 @@
+"""A TCP line to an edge that can be cut and mended, or cuts each connection by itself."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+
+class Line:
+    """Between a reader and the edge at `port`."""
+
+    url: str
+
+    def __init__(self, port: int) -> None:
+        self.connections = 0
+        self.bytes_first: int | None = None
+        """Of answers, after which the first connection is cut; a hundredth more for each that follows."""
+        self._port = port
+        self._open: set[asyncio.StreamWriter] = set()
+        self._cut = False
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def to(cls, port: int) -> AsyncIterator["Line"]:
+        line = cls(port)
+        server = await asyncio.start_server(line._carry, "127.0.0.1", 0)
+        line.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield line
+        finally:
+            server.close()
+            line.cut()
+            await server.wait_closed()
+
+    def cut(self) -> None:
+        """Every connection breaks, and none can be made."""
+        self._cut = True
+        for writer in self._open:
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        self._cut = False
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._cut:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        left = None if self.bytes_first is None else int(self.bytes_first * 1.01**self.connections)
+        self.connections += 1
+        self._open |= {writer, far_writer}
+        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer, left))
+        self._open -= {writer, far_writer}
+
+    @staticmethod
+    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None = None) -> None:
+        with contextlib.suppress(ConnectionError):
+            while left != 0 and (data := await reader.read(65_536 if left is None else left)):
+                writer.write(data)
+                await writer.drain()
+                left = None if left is None else left - len(data)
+        writer.close()
