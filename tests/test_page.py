@@ -2,36 +2,30 @@
 through reloads, lost connections and hostile text."""
 
 import asyncio
-import contextlib
 import json
-import os
 import re
-import shutil
 import signal
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, CDPSession, Page, Route, expect
 
+from tests.browser import axe
+from tests.line import Line
+from tests.model_server import ModelServer, answers
 from tests.stack import Stack
 
 # One browser for all; seconds: an answer is streamed in each, and some break what carries it.
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 ANSWER_MS = 30_000  # an answer of the demo, the slow tool included
 WORDS = 1_000
-NOT_OURS = re.compile(r"Failed to load resource: ")  # the browser's own line about a request that failed
+OFFLINE_S = 20
+CHATS = 30  # in a row
+LIST_PAGE = 40  # conversations that the side bar asks for at a time
+NODES_A_CHAT_MAX = 20  # what a conversation may leave in the page: its line in the side bar
+HEAP_A_CHAT_MAX = 60_000  # bytes
+OTHER_MODEL = "openai:other"
 
 HOSTILE = (
     "<script>window.hacked = 1</script>"
@@ -39,102 +33,43 @@ HOSTILE = (
     "[x](javascript:window.hacked=3)"
     "<a href='javascript:window.hacked=4'>y</a>"
 )
+HOSTILE_ANSWER = "\n\n".join(
+    (
+        HOSTILE,
+        "[a](JaVaScRiPt:alert(1)) [b](java\tscript:alert(1)) [c](data:text/html,x) ![i](https://example.org/track.gif)",
+        "# <h1 onclick=x>\n- <li onclick=x>\n> <svg onload=x>",
+        "bidi: \u202egnp.exe\u202c and \u2066isolated",
+        "|" + " a |" * 10_000 + "\n|" + " - |" * 10_000 + "\n|" + " b |" * 10_000,
+        "[" * 5_000 + "](x)",
+        "**a " * 2_000 + "*" * 2_000,
+        "> " * 1_000 + "x",
+        "```js\nlet unclosed = '<script>window.hacked = 5</script>';\nTHE END",
+    )
+)
 
 
-def chromium() -> str:
-    """Where Chromium is. Without one the tests are skipped, but not in CI."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    reason = "the page is NOT tested: no Chromium on this machine (Debian: apt-get install chromium)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    path = chromium()
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser, stack: Stack) -> AsyncIterator[Page]:
-    """The page, open. Any error it logs fails the test; requests a test makes fail are not the page's errors."""
-    context = await browser.new_context(base_url=stack.url, viewport={"width": 1280, "height": 800})
-    page = await context.new_page()
-    errors: list[str] = []
-
-    def heard(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not NOT_OURS.match(message.text):
-            errors.append(message.text)
-
-    page.on("console", heard)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    await page.goto("/")
-    yield page
-    assert errors == []
-    await context.close()
-
-
-class Line:
-    """A TCP line between browser and edge that can be cut and mended."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._open: set[asyncio.StreamWriter] = set()
-        self._cut = False
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def to(cls, port: int) -> AsyncIterator["Line"]:
-        line = cls(port)
-        server = await asyncio.start_server(line._carry, "127.0.0.1", 0)
-        line.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield line
-        server.close()
-        line.cut()
-        await server.wait_closed()
-
-    url: str
-
-    def cut(self) -> None:
-        """Every connection breaks, and none can be made."""
-        self._cut = True
-        for writer in self._open:
-            writer.transport.abort()
-
-    def mend(self) -> None:
-        self._cut = False
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._cut:
-            writer.transport.abort()
-            return
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._open |= {writer, far_writer}
-        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer))
-        self._open -= {writer, far_writer}
-
-    @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole of Tapeline with two models: the demo, and one that answers with whatever is hostile."""
+    with ModelServer(
+        answers("hostile", HOSTILE_ANSWER), answers("", "An ordinary answer."), chunk_chars=2_000
+    ) as server:
+        env = {**server.environ, "TAPELINE_MODELS": f"demo,{OTHER_MODEL}"}
+        stack = Stack(tmp_path_factory.mktemp("stack"), env)
+        try:
+            yield stack.start()
+        finally:
+            stack.stop()
 
 
 async def ask(page: Page, text: str) -> None:
-    await page.get_by_label("Message").fill(text)
+    await page.get_by_label("Message", exact=True).fill(text)
     await page.keyboard.press("Enter")
 
 
 async def answered(page: Page, runs: int = 1) -> None:
     await expect(page.locator(".timings:visible")).to_have_count(runs, timeout=ANSWER_MS)
+    await expect(page.locator(".code.pending")).to_have_count(0)
 
 
 async def words_shown(page: Page) -> list[int]:
@@ -151,8 +86,7 @@ async def assert_as_on_the_tape(page: Page) -> None:
     """The page's state is the server's snapshot, and it looks as if it had been loaded afresh."""
     # Whether it was created by this page or another, a conversation is its URL.
     script = """async () => {
-        const { current } = await import("/page/page.js");
-        const { fromSnapshot } = await import("/page/state.js");
+        const { current, fromSnapshot } = window.tapeline;
         const response = await fetch(`v1/conversations/${location.hash.slice(1)}`);
         const facts = ({ runs, last_event_id, title }) => JSON.stringify({
             title, last_event_id, runs: runs.map((run) => ({
@@ -174,6 +108,7 @@ async def assert_as_on_the_tape(page: Page) -> None:
     afresh = await page.context.new_page()
     await afresh.goto(page.url)
     await expect(afresh.locator(".run")).to_have_count(await page.locator(".run").count())
+    await expect(afresh.locator(".code.pending")).to_have_count(0)
     assert await afresh.locator("#runs").inner_html() == here
     await afresh.close()
 
@@ -200,17 +135,53 @@ async def test_an_answer_with_thinking_tools_and_a_table(page: Page) -> None:
     assert await page.locator(".text table tbody tr").count() >= 3
     assert await page.locator(".text pre code").count() >= 1
     await expect(page.locator(".timings")).to_contain_text("first token")
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     await assert_as_on_the_tape(page)
 
 
 async def test_a_running_tool_counts_and_reports(page: Page) -> None:
-    await ask(page, "Please work in parallel")
+    await ask(page, "search notes and stream")
     running = page.locator('.call[data-status="running"]')
     await expect(running.first).to_be_visible(timeout=ANSWER_MS)
     await expect(running.first.locator(".elapsed")).to_have_text(re.compile(r"^[1-9]\d*\.\d s$"), timeout=ANSWER_MS)
     await expect(page.locator(".call progress:visible").first).to_be_visible(timeout=ANSWER_MS)
+    output = page.locator(".call .output:visible")
+    await expect(output).to_have_text(re.compile("^27 → 82\n82 → 41\n"), timeout=ANSWER_MS)
+    await page.reload()
+    await expect(output).to_have_text(re.compile("^27 → 82\n82 → 41\n(.*\n)*9232 → "), timeout=ANSWER_MS)
+    assert await output.evaluate("box => box.scrollTop + box.clientHeight > box.scrollHeight - 30"), "it follows"
     await answered(page)
+    await expect(output).to_have_count(0)
+
+
+async def test_a_call_waits_for_approval_and_its_arguments_can_be_edited(page: Page) -> None:
+    await ask(page, "approval")
+    call = page.locator('.call[data-status="waiting"]')
+    await expect(call).to_contain_text("waits for approval", timeout=ANSWER_MS)
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    await expect(other.get_by_role("button", name="Approve")).to_be_visible()
+    arguments = page.get_by_role("textbox", name="Arguments")
+    assert json.loads(await arguments.input_value()) == {"names": ["tea", "coffee"]}
+    await arguments.fill("water")
+    await page.get_by_role("button", name="Approve").click()
+    await expect(page.get_by_role("alert")).to_contain_text("JSON object")
+    await arguments.fill('{"names": ["water"]}')
+    await page.get_by_role("button", name="Approve").click()
+    await answered(page)
+    await answered(other)
+    drawn = page.locator(".call", has_text="draw_lots")
+    await expect(drawn.locator(".outcome")).to_have_text("drawn: water")
+    await expect(other.get_by_role("button", name="Approve")).to_have_count(0)
+    await assert_as_on_the_tape(page)
+    await ask(other, "approval once more")
+    await other.get_by_label("Reason for denying").fill("not today")
+    await other.get_by_role("button", name="Deny").click()
+    await answered(page, runs=2)
+    drawn = page.locator(".call", has_text="draw_lots").last
+    await expect(drawn.locator(".verdict")).to_have_text("Denied by local: not today")
+    await expect(drawn).to_have_attribute("data-status", "failed")
+    await other.close()
 
 
 async def test_a_conversation_goes_on_and_others_are_a_click_away(page: Page) -> None:
@@ -230,7 +201,7 @@ async def test_a_conversation_goes_on_and_others_are_a_click_away(page: Page) ->
     await assert_as_on_the_tape(page)
 
 
-async def test_two_tabs_see_the_same(page: Page) -> None:
+async def test_two_tabs_see_the_same_and_each_can_stop(page: Page) -> None:
     await ask(page, "long 5")
     await answered(page)
     other = await page.context.new_page()
@@ -242,6 +213,116 @@ async def test_two_tabs_see_the_same(page: Page) -> None:
     await answered(page, runs=2)
     assert await words_shown(other) == list(range(1, WORDS + 1))
     assert await page.locator("#runs").inner_html() == await other.locator("#runs").inner_html()
+    await ask(page, f"long {WORDS}")
+    await expect(page.locator(".run .text")).to_have_count(3, timeout=ANSWER_MS)
+    await midway(page)
+    await other.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".note:visible")).to_have_text("Stopped.")
+    await answered(other, runs=3)
+    assert 40 <= len(await words_shown(page)) < WORDS
+    assert await page.locator("#runs").inner_html() == await other.locator("#runs").inner_html()
+
+
+async def test_the_list_is_the_servers_and_each_can_be_named_and_deleted(page: Page) -> None:
+    await ask(page, "long 5 to be named")
+    await answered(page)
+    other = await page.context.new_page()
+    await other.goto("/")
+    await expect(other.get_by_role("link", name="long 5 to be named")).to_be_visible()
+    entry = page.locator("#list li", has=page.locator("[aria-current]"))
+    await entry.get_by_role("link").focus()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")  # Rename, by keys alone
+    await page.get_by_role("textbox", name="Title").fill("Named here")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#title")).to_have_text("Named here")
+    await expect(entry.get_by_role("link")).to_have_text("Named here")
+    await expect(entry.get_by_role("button", name="Rename")).to_be_focused()
+    await other.evaluate("window.dispatchEvent(new Event('focus'))")
+    await expect(other.get_by_role("link", name="Named here")).to_be_visible()
+    await other.goto(page.url)
+    await answered(other)
+    await entry.get_by_role("button", name="Delete").click()
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.locator(".run")).to_have_count(1)
+    await entry.get_by_role("button", name="Delete").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(page.get_by_role("link", name="Named here")).to_have_count(0)
+    await expect(page.locator("#welcome")).to_be_visible()
+    await expect(other.get_by_text("This conversation does not exist")).to_be_visible()
+    await expect(other.get_by_role("link", name="Named here")).to_have_count(0)
+
+
+async def test_answers_again_and_questions_edited_have_versions(page: Page) -> None:
+    await ask(page, "long 5 first")
+    await answered(page)
+    await ask(page, "long 6 second")
+    await answered(page, runs=2)
+    last = page.locator(".run").last
+    await last.get_by_role("button", name="Answer again").click()
+    await expect(last.locator(".counter")).to_have_text("2/2", timeout=ANSWER_MS)
+    await answered(page, runs=2)
+    question = page.locator(".run").first
+    await question.locator(".asked").hover()
+    await question.get_by_role("button", name="Edit").click()
+    edited = page.get_by_role("textbox", name="Edited message")
+    await expect(edited).to_have_value("long 5 first")
+    await edited.fill("long 7 instead")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".question:visible")).to_have_text(["long 7 instead"])
+    await answered(page, runs=1)
+    assert await words_shown(page) == [*range(1, 8)]
+    await page.reload()
+    await answered(page, runs=1)
+    await expect(page.locator(".counter:visible")).to_have_text("2/2")
+    await page.get_by_role("button", name="Earlier version").click()
+    await expect(page.locator(".question:visible")).to_have_text(["long 5 first", "long 6 second"])
+    await expect(page.locator(".counter:visible")).to_have_text(["1/2", "2/2"])
+    await expect(page.get_by_role("button", name="Edit")).to_have_count(0)  # it counts no longer: nothing can follow it
+    await page.get_by_role("button", name="Later version").first.click()
+    await expect(page.locator(".question:visible")).to_have_text(["long 7 instead"])
+
+
+async def test_the_model_is_the_persons_choice(page: Page) -> None:
+    await page.get_by_label("Model").select_option(OTHER_MODEL)
+    await ask(page, "who are you?")
+    await answered(page)
+    await expect(page.locator(".model")).to_have_text(OTHER_MODEL)
+    await expect(page.locator(".badge")).to_be_hidden()
+    await page.reload()
+    await expect(page.get_by_label("Model")).to_have_value(OTHER_MODEL)
+
+
+async def test_an_answer_is_copied_as_markdown(page: Page) -> None:
+    await ask(page, "fail")
+    await answered(page)
+    copy = page.get_by_role("button", name="Copy the answer")
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await copy.click()
+    await expect(page.locator(".actions .said")).to_have_text("Copied")
+    copied = await page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("**Scripted demo model, not an AI.** You said")
+    assert "\n- `fail` failed: " in copied
+    await page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # http, not localhost
+    await copy.click()
+    await expect(page.locator(".actions .said").first).to_contain_text("Not copied")
+
+
+async def test_a_draft_is_kept_with_its_conversation(page: Page) -> None:
+    await ask(page, "long 5 with a draft")
+    await answered(page)
+    here = page.url
+    message = page.get_by_label("Message", exact=True)
+    await message.fill("half a thou")
+    await page.keyboard.press("Control+k")
+    await expect(message).to_have_value("")
+    await message.fill("another")
+    await page.goto(here)
+    await expect(message).to_have_value("half a thou")
+    await page.reload()
+    await expect(message).to_have_value("half a thou")
+    await page.keyboard.press("Control+k")
+    await expect(message).to_have_value("another")
 
 
 async def test_the_drawer_of_a_small_screen(page: Page) -> None:
@@ -263,7 +344,7 @@ async def test_the_drawer_of_a_small_screen(page: Page) -> None:
 
 
 async def test_keys(page: Page) -> None:
-    message = page.get_by_label("Message")
+    message = page.get_by_label("Message", exact=True)
     await message.fill("long")
     await page.keyboard.press("Shift+Enter")
     await page.keyboard.type("300 words")
@@ -309,7 +390,8 @@ async def test_a_dropped_connection_continues_with_nothing_twice(page: Page, sta
         await midway(page)
         line.cut()
         await page.context.set_offline(True)
-        await expect(page.locator("#connection")).to_have_text("Offline. Reconnecting…", timeout=10_000)
+        await expect(page.locator("#connection")).to_have_text("Offline", timeout=10_000)
+        await asyncio.sleep(OFFLINE_S)
         before = await words_shown(page)
         assert before == list(range(1, len(before) + 1))
         assert len(before) < WORDS
@@ -384,6 +466,29 @@ async def test_a_silent_connection_is_given_up(page: Page) -> None:
     await page.wait_for_function("() => window.asked === 2")
 
 
+async def test_a_server_that_stays_away_can_be_tried_by_hand(page: Page, stack: Stack) -> None:
+    await ask(page, "long 5")
+    await answered(page)
+    here = page.url.rpartition("#")[2]
+    async with Line.to(stack.ports[0]) as line:
+        await page.clock.install()
+        await page.goto(f"{line.url}/#{here}")
+        root = page.locator("html")
+        await expect(root).to_have_attribute("data-connection", "live")
+        line.cut()
+        for _ in range(100):
+            await page.clock.run_for(31_000)  # longer than between any two tries
+            if await root.get_attribute("data-connection") == "lost":
+                break
+        await expect(page.locator("#connection")).to_have_text("The server cannot be reached.Try now")
+        await expect(page.locator(".run")).to_have_count(1)  # and it can be read all the while
+        line.mend()
+        await page.get_by_role("button", name="Try now").click()
+        await expect(root).to_have_attribute("data-connection", "live")
+        await expect(page.locator("#connection")).to_be_hidden()
+        await page.goto("about:blank")
+
+
 async def test_a_hidden_tab_gives_its_connection_back(page: Page) -> None:
     """A browser opens six connections to a host: six forgotten tabs would block the seventh."""
     await ask(page, "long 5")
@@ -441,7 +546,7 @@ async def test_stop(page: Page) -> None:
     await expect(page.locator(".note")).to_have_text("Stopped.")
     shown = await words_shown(page)
     assert 40 <= len(shown) < WORDS
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     await assert_as_on_the_tape(page)
     await ask(page, "long 5")
     await answered(page, runs=2)
@@ -457,13 +562,13 @@ async def test_a_refused_message_is_not_lost(page: Page) -> None:
     await page.route("**/messages", refuse)
     await ask(page, "long 5 please")
     await expect(page.get_by_role("alert")).to_have_text("Too many messages in this minute. Try again in 7 s.")
-    await expect(page.get_by_label("Message")).to_have_value("long 5 please")
-    await page.get_by_role("button", name="Send").click()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("long 5 please")
+    await page.get_by_role("button", name="Send", exact=True).click()
     await expect(page.get_by_role("alert")).to_be_visible()
     assert keys[0]
     assert keys == keys[:1] * 2, "the same message, tried again, is the same message"
     await page.unroute("**/messages")
-    await page.get_by_role("button", name="Send").click()
+    await page.get_by_role("button", name="Send", exact=True).click()
     await answered(page)
     await expect(page.locator(".run")).to_have_count(1)
 
@@ -514,173 +619,101 @@ async def test_hostile_text_stays_text(page: Page) -> None:
     assert await page.evaluate("window.hacked") is None
 
 
-HOSTILE_MARKDOWN = [
-    HOSTILE,
-    "[a](JaVaScRiPt:alert(1)) [b](java\tscript:alert(1)) [c](data:text/html,x) [d](//evil.example) [e](/v1)",
-    "![i](https://example.org/track.gif) <https://example.org/?a=<script>> <javascript:alert(1)>",
-    "```<script>\n<script>x</script>\n```\n\n| <b>a</b> | b |\n|---|---|\n| <img src=x onerror=x> | [x](vbscript:x) |",
-    "# <h1 onclick=x>\n- <li onclick=x>\n> <svg onload=x>",
-    "[" * 20_000 + "](x)",
-    "**a " * 5_000 + "*" * 5_000 + "`" * 5_000,
-    "> " * 2_000 + "x\n" + "- " * 2_000 + "x\n" + "  " * 500 + "- x",
-    "|" * 5_000 + "\n" + "|-" * 5_000,
-]
-
-
-async def test_hostile_markdown_makes_only_what_it_may(page: Page) -> None:
-    script = """async (texts) => {
-        const { markdown, progressive } = await import("/page/markdown.js");
-        const names = new Set(), links = new Set(), attributes = new Set();
-        let slowest = 0;
-        for (const text of texts) {
-            const box = document.createElement("div");
-            document.body.append(box);
-            const from = performance.now();
-            box.append(...markdown(text));
-            progressive(box)(text, true);
-            slowest = Math.max(slowest, performance.now() - from);
-            for (const node of box.querySelectorAll("*")) {
-                names.add(node.localName);
-                for (const { name } of node.attributes) attributes.add(name);
-                if (node.localName === "a") links.add(node.protocol + " " + node.rel.includes("noopener"));
-            }
-            box.remove();
-        }
-        return [[...names], [...attributes], [...links], slowest];
-    }"""
-    names, attributes, links, slowest = await page.evaluate(script, HOSTILE_MARKDOWN)
-    allowed = "p h3 h4 h5 h6 hr blockquote pre code ul ol li div table thead tbody tr th td strong em del a br span"
-    assert set(names) <= set(allowed.split())
-    assert set(attributes) <= {"class", "data-language", "href", "rel", "start", "tabindex", "target"}
-    assert set(links) <= {"https: true", "http: true"}
-    assert slowest < 2_000  # ms, for all of a text at once
-    assert await page.evaluate("window.hacked") is None
-
-
-# The pure parts, in the page's own runtime
-
-STREAM = (
-    "\ufeffretry: 2500\r\n: hello\r\n\r\n"
-    'id: 7\r\nevent: token\r\ndata: {"text":"é – 漢字 👩‍🚀"}\r\n\r\n'
-    "id:8\rdata: one\rdata:two\rdata\r\r"
-    "event: ignored\n\n"
-    "unknown: field\nid: 9\nid: bad\0id\ndata:  two spaces\n\n"
-    ": hb\n\n"
-    "retry: soon\nretry: 99\n\r\n"
-    "data: last\nid: 10\r\n\n"
-    "data: cut off"
-)
-
-
-async def test_the_parser_takes_bytes_split_anywhere(page: Page) -> None:
-    script = """async (text) => {
-        const { sseParser } = await import("/page/stream.js");
-        const bytes = new TextEncoder().encode(text);
-        const parse = (parts) => {
-            const heard = [];
-            const feed = sseParser({ onEvent: (event) => heard.push(event), onRetry: (ms) => heard.push(ms) });
-            for (const part of parts) feed(part);
-            return JSON.stringify(heard);
-        };
-        const found = new Set([parse([bytes]), parse(Array.from(bytes, (byte) => Uint8Array.of(byte)))]);
-        for (let at = 0; at <= bytes.length; at++) found.add(parse([bytes.slice(0, at), bytes.slice(at)]));
-        return [...found];
-    }"""
-    found = await page.evaluate(script, STREAM)
-    assert len(found) == 1
-    assert json.loads(found[0]) == [
-        2500,
-        {"id": "7", "type": "token", "data": '{"text":"é – 漢字 👩‍🚀"}'},
-        {"id": "8", "type": "message", "data": "one\ntwo\n"},
-        {"id": "9", "type": "message", "data": " two spaces"},
-        99,
-        {"id": "10", "type": "message", "data": "last"},
-    ]
-
-
-async def test_the_parser_is_bounded(page: Page) -> None:
-    script = """async () => {
-        const { sseParser, EVENT_CHARS_MAX } = await import("/page/stream.js");
-        const piece = new TextEncoder().encode("x".repeat(100_000));
-        const thrown = [];
-        for (const between of ["", "\\ndata: "]) {
-            const feed = sseParser({ onEvent: () => thrown.push("delivered") });
-            feed(new TextEncoder().encode("data: "));
-            try {
-                for (let fed = 0; fed < EVENT_CHARS_MAX * 2; fed += piece.length) {
-                    feed(piece);
-                    feed(new TextEncoder().encode(between));
-                }
-            } catch (error) {
-                thrown.push(error.name);
-            }
-        }
-        return thrown;
-    }"""
-    assert await page.evaluate(script) == ["RangeError", "RangeError"]
-
-
-async def test_an_event_counts_once_and_a_takeover_replaces(page: Page) -> None:
-    def model(kind: str, attempt: int, **fields: Any) -> dict[str, Any]:
-        return {"type": kind, "run": "r", "ts": 1, "step": 1, "attempt": attempt, **fields}
-
-    tape = [
-        {"type": "conversation", "run": "-", "ts": 1, "owner": "me", "title": "t"},
-        {"type": "message", "run": "r", "ts": 1, "content": "hi"},
-        model("step", 1, worker="a", trigger=2),
-        model("token", 1, text="half an ans"),
-        model("step", 2, worker="b", trigger=2, supersedes={"attempt": 1, "first": 4, "last": 4}),
-        {"type": "from_the_future", "run": "r", "ts": 1},
-        {"type": "toString", "run": "r", "ts": 1},
-        model("token", 2, text="an "),
-        model("token", 2, text="answer"),
-        model("done", 2, reason="stop", duration_ms=5),
-    ]
-    script = """async (events) => {
-        const { EMPTY, reduce } = await import("/page/state.js");
-        let state = EMPTY;
-        const seen = [];
-        for (const event of events) {
-            state = reduce(state, event);
-            if (reduce(state, event) !== state) throw new Error("applied twice");
-            seen.push(state.runs[0]?.steps[0]?.text ?? null);
-        }
-        if (events.reduce(reduce, state) !== state) throw new Error("applied again");
-        return [seen, state.runs[0].status, state.runs[0].steps.length];
-    }"""
-    events = [{**event, "id": number} for number, event in enumerate(tape, start=1)]
-    seen, status, steps = await page.evaluate(script, events)
-    half = "half an ans"
-    assert seen == [None, None, "", half, half, half, half, "an ", "an answer", "an answer"]
-    assert (status, steps) == ("done", 1)
-
-
-async def test_markdown_drawn_as_it_comes_equals_markdown_drawn_at_once(page: Page) -> None:
-    text = (
-        "Intro with **bold *both* bold**, `code`, snake_case and 2 * 3.\n# Title #\ntext\n\n"
-        "1. one\n   - nested\n     deeper\n\n2. two\n\n   second paragraph\n10. ten\n\n"
-        "| a | b |\n|:-:|--:|\n| 1 | `x` |\n| 2 | [l](https://example.org/a_(b)) |\nafter\n\n"
-        "```py\nfor x in y:\n\n    print('# no heading')\n```\n> quote\n> - list\n\n---\n* * *\nEnd https://example.org/x."
+async def test_a_hostile_answer_is_shown_whole_and_does_nothing(page: Page) -> None:
+    await page.get_by_label("Model").select_option(OTHER_MODEL)
+    await ask(page, "be hostile")
+    await answered(page)
+    text = page.locator(".text").last
+    await expect(text).to_contain_text("THE END")
+    await expect(text).to_contain_text("<script>window.hacked = 1</script>")
+    assert (
+        await page.locator("#runs :is(script, img, iframe, object, form, svg[onload], [onclick], [onerror])").count()
+        == 0
     )
-    script = """async (text) => {
-        const { markdown, progressive } = await import("/page/markdown.js");
-        const whole = document.createElement("div");
-        whole.append(...markdown(text));
-        const box = document.createElement("div");
-        const update = progressive(box);
-        for (let end = 1; end <= text.length; end++) update(text.slice(0, end), true);
-        update(text, false);
-        return [box.innerHTML, whole.innerHTML];
-    }"""
-    grown, whole = await page.evaluate(script, text)
-    assert grown == whole
-    for fragment in (
-        "<strong>bold <em>both</em> bold</strong>",
-        "<ol><li>one<ul><li>nested\ndeeper</li></ul></li>",
-        '<td class="right"><code>x</code></td>',
-        '<a href="https://example.org/a_(b)"',
-        "\n\n    print('# no heading')",
-        "snake_case and 2 * 3",
-        ">https://example.org/x</a>.",
-    ):
-        assert fragment in whole
+    assert await page.locator('#runs a:not([href^="http"])').count() == 0
+    assert await page.evaluate("window.hacked") is None
+    assert await page.evaluate("document.documentElement.scrollWidth") == 1280
+    await ask(page, "long 5")  # and the page still works
+    await answered(page, runs=2)
+
+
+# What it leaves behind, and whom it keeps out
+
+
+async def test_many_conversations_in_a_row_leave_nothing(page: Page) -> None:
+    cdp = await page.context.new_cdp_session(page)
+    await cdp.send("Performance.enable")
+
+    async def chat(number: int) -> None:
+        await page.get_by_role("button", name="New chat").click()
+        await ask(page, f"long 5 number {number}")
+        await answered(page)
+
+    for number in range(3):
+        await chat(number)
+    nodes_before, heap_before = await left(cdp)
+    for number in range(CHATS):
+        await chat(number)
+    nodes, heap = await left(cdp)
+    print(
+        f"{CHATS} conversations: {nodes_before} → {nodes} nodes, {heap_before / 1e6:.2f} → {heap / 1e6:.2f} MB of heap"
+    )
+    assert nodes - nodes_before <= CHATS * NODES_A_CHAT_MAX
+    assert heap - heap_before <= CHATS * HEAP_A_CHAT_MAX
+    await page.evaluate(
+        """async (count) => {
+        const make = (title) => fetch("v1/conversations", {
+            method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ title }),
+        });
+        for (let made = 0; made < count; made++) await make(`empty ${made}`);
+    }""",
+        LIST_PAGE - CHATS,
+    )
+    await page.reload()
+    entries = page.locator("#list li")
+    await expect(entries).to_have_count(LIST_PAGE)
+    await entries.last.scroll_into_view_if_needed()
+    await expect(entries.nth(LIST_PAGE)).to_be_attached()
+
+
+async def left(cdp: CDPSession) -> tuple[int, int]:
+    """DOM nodes alive, whether on the page or not, and bytes of JavaScript's heap, after collection."""
+    await cdp.send("HeapProfiler.collectGarbage")
+    metrics = {it["name"]: it["value"] for it in (await cdp.send("Performance.getMetrics"))["metrics"]}
+    return int(metrics["Nodes"]), int(metrics["JSHeapUsedSize"])
+
+
+async def test_nobody_is_kept_out(browser: Browser, stack: Stack) -> None:
+    """axe-core finds nothing: in any state, on any screen, in both themes."""
+    context = await browser.new_context(base_url=stack.url, bypass_csp=True, reduced_motion="reduce")
+    page = await context.new_page()
+    await page.goto("/")
+    found: dict[str, list[str]] = {}
+
+    async def look(where: str) -> None:
+        if violations := await axe(page):
+            found[where] = violations
+
+    await expect(page.get_by_label("Model")).to_be_visible()
+    await look("welcome")
+    await ask(page, "Please work in parallel")
+    await expect(page.locator('.call[data-status="running"]').first).to_be_visible(timeout=ANSWER_MS)
+    await look("tools running")
+    await answered(page)
+    await page.locator(".thinking summary").first.click()
+    await page.locator(".call summary").first.click()
+    await look("tools and their answer")
+    await page.locator("#list li:has([aria-current]) button").last.click()
+    await look("dialog")
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("Control+k")
+    await ask(page, "approval")
+    await expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=ANSWER_MS)
+    await look("approval")
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await look("on a phone")
+    await page.get_by_role("button", name="Conversations").click()
+    await expect(page.get_by_role("button", name="New chat")).to_be_focused()
+    await look("drawer")
+    await context.close()
+    assert found == {}

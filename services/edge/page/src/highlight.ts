@@ -1,0 +1,114 @@
+// A block of code: plain while it is written, coloured when its fence closes and now and then while it is long.
+//
+// Class names, for prose.css: figure.code > figcaption > (span.language, button.copy), then pre > code. Colours are
+// highlight.js's own classes (hljs-keyword, …). figure.code.pending: its colours are on their way.
+
+import type { lowlight } from "./languages.ts";
+import { visible } from "./links.ts";
+
+const COLOURED_CHARS_MAX = 30_000; // of a block: a longer one stays plain
+const COLOURED_EVERY_CHARS = 4_000; // while a block is written, it is coloured each time it has grown by this
+const COPIED_MS = 1_500; // how long the button says so
+
+type Lowlight = typeof lowlight;
+type Content = ReturnType<Lowlight["highlight"]>["children"][number];
+
+export interface Code {
+  readonly node: HTMLElement;
+  update(text: string, closed: boolean): void;
+}
+
+/** Draws code in `language`, a name as after a fence; `update` takes all of it each time. */
+export function code(language: string): Code {
+  const [figure, caption, name] = [make("figure", "code"), make("figcaption"), make("span", "language")];
+  const [copy, pre, body] = [make("button", "copy"), make("pre"), make("code")];
+  let text = "";
+  let colouredChars = 0;
+  let turns = 0; // how often colours were asked for
+
+  figure.dir = "ltr";
+  name.textContent = visible(language) || "text";
+  copy.type = "button";
+  copy.textContent = "Copy";
+  copy.addEventListener("click", () => {
+    void copied(text).then((done) => {
+      copy.textContent = done ? "Copied" : "Not copied";
+      setTimeout(() => (copy.textContent = "Copy"), COPIED_MS);
+    });
+  });
+  pre.tabIndex = 0; // it scrolls, so the keyboard must reach it
+  pre.setAttribute("role", "region");
+  pre.setAttribute("aria-label", language ? `Code in ${visible(language)}` : "Code");
+  caption.append(name, copy);
+  pre.append(body);
+  figure.append(caption, pre);
+
+  async function colour(turn: number): Promise<void> {
+    const lowlight = await loaded();
+    if (turn !== turns) return;
+    // More may have come while the languages were loaded: all of it is coloured.
+    if (text.length <= COLOURED_CHARS_MAX && lowlight.registered(language)) {
+      body.replaceChildren(...lowlight.highlight(language, text).children.map(drawn));
+    }
+    figure.classList.remove("pending");
+  }
+
+  function update(next: string, closed: boolean): void {
+    const more = next.startsWith(text) ? next.slice(text.length) : null;
+    if (more === null) {
+      body.textContent = visible(next);
+      colouredChars = 0;
+    } else if (more) {
+      if (body.lastChild instanceof Text) body.lastChild.appendData(visible(more));
+      else body.append(visible(more));
+    }
+    text = next;
+    const isDue = text.length - colouredChars >= (closed ? 1 : COLOURED_EVERY_CHARS);
+    if (!isDue || !language || text.length > COLOURED_CHARS_MAX) return;
+    colouredChars = text.length;
+    turns += 1;
+    figure.classList.add("pending");
+    setTimeout(() => void colour(turns)); // a task of its own: drawing goes first
+  }
+  return { node: figure, update };
+}
+
+let loading: Promise<Lowlight> | undefined;
+
+/** The languages, fetched when there is code to colour. */
+function loaded(): Promise<Lowlight> {
+  loading ??= import("./languages.ts").then(({ lowlight }) => lowlight);
+  return loading;
+}
+
+function drawn(content: Content): Node {
+  if (content.type === "text") return document.createTextNode(visible(content.value));
+  const span = make("span");
+  if (content.type !== "element") return span;
+  const names = content.properties["className"];
+  if (Array.isArray(names)) span.className = names.join(" ");
+  span.append(...content.children.map(drawn));
+  return span;
+}
+
+async function copied(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Not allowed, or no https: the old way.
+  }
+  const box = make("textarea", "unseen");
+  box.value = text;
+  document.body.append(box);
+  box.select();
+  const done = document.execCommand("copy");
+  box.remove();
+  return done;
+}
+
+function make<K extends keyof HTMLElementTagNameMap>(tag: K, name = ""): HTMLElementTagNameMap[K] {
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  return node;
+}
