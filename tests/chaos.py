@@ -1,5 +1,5 @@
 """The whole system with people using it and processes being killed, and the oracles that judge what came of it:
-one over each conversation's log, one over what its reader saw, one over what tools did outside.
+over each conversation's log, over what its reader saw and decided, over what tools said, returned and did outside.
 
 Everything that is chosen is chosen by one seed. `tests/test_matrix.py` runs a bounded sample, `scripts/soak` hours.
 """
@@ -9,25 +9,38 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from tapeline import events
-from tapeline.audit import violations
+from tapeline.events import ToolEvent, ToolProgress, ToolResult, ToolStarted
+from tapeline.fold import State, fold
+from tapeline.record import Record
 
-from tests.client import Client, Received, as_received, stored
-from tests.stack import Process, Stack
+from tests.client import Client, Received, as_received, judged, problem
+from tests.mill import BALE_BYTES, FLOUR
+from tests.stack import Process, Stack, until
+from tests.toolbox import rows
 
 RUN_S: Final = 90  # a run's deadline in these systems
 LATE_S: Final = 45.0  # past it a run that has not ended counts as hanging
 POLL_S: Final = 0.1
 
-SAYINGS: Final = ("long 120", "parallel", "steps", "fail", "once and again", "hello", "long 400")
+SAYINGS: Final = ("long 400", "parallel", "steps", "once and again", "approval", "stream", "grind and bale")
 STOPS: Final = 0.15  # of all runs
+AGAINS: Final = 0.25  # of all messages but a conversation's first: they take the place of one before
+EDITED: Final = {"names": ["water", "wine"]}
+DECISIONS: Final[tuple[dict[str, Any] | None, ...]] = (
+    {"approved": True},
+    {"approved": True, "arguments": EDITED},
+    {"approved": False, "reason": "no"},
+    None,  # stops the run instead
+)
+DECIDES_S: Final = 3.0  # that a person takes at most
 KINDS: Final = ("inference", "tools", "toolbox", "edge", "nats")
 
 
@@ -90,7 +103,8 @@ class World:
     def _start(self, kind: str) -> Process:
         if kind == "inference":
             return self.stack.start_inference()
-        return self.stack.start_worker(module="tapeline.tools tests.toolbox" if kind == "toolbox" else "services.tools")
+        module = "tapeline.tools tests.toolbox tests.mill" if kind == "toolbox" else "services.tools"
+        return self.stack.start_worker(module=module)
 
     # What is done to it
 
@@ -134,28 +148,41 @@ class World:
     # Who uses it
 
     async def use(self, name: str, sayings: list[str], stops: float = STOPS) -> None:
-        """One person, one conversation: says something, reads to its end wherever an edge answers, and is judged. May
-        stop what was asked for, with this chance."""
-        await self._asked("POST", "/v1/conversations", {"id": name}, done=(201, 409))
+        """One person, one conversation: says something, or says it again, reads to its end wherever an edge answers,
+        decides what it is asked, and is judged. May stop what was asked for, with this chance."""
+        await self._asked("POST", "/v1/conversations", {"id": name}, done=201, heard=409)
         seen: dict[str, list[Received]] = {}
+        decided: dict[str, dict[str, Any] | None] = {}
         for number, saying in enumerate(sayings):
             path, key = f"/v1/conversations/{name}/messages", {"Idempotency-Key": f"{name}-{number}"}
-            posted = (await self._asked("POST", path, {"content": saying}, done=(202,), headers=key)).json()
+            body = {"content": saying}
+            if seen and self.chance.random() < AGAINS:
+                body["replaces"] = self.chance.choice([*seen])
+            posted = (await self._asked("POST", path, body, done=202, headers=key)).json()
             run: str = posted["run"]
             stop_after = self.chance.randint(1, 60) if self.chance.random() < stops else None
             try:
                 async with asyncio.timeout(RUN_S + LATE_S):
-                    seen[run] = await self._read(name, run, posted["event_id"] - 1, stop_after)
+                    seen[run] = await self._read(name, run, posted["event_id"] - 1, stop_after, decided)
             except TimeoutError:
                 self.report.violations.append(f"{name}: {saying!r} did not end in time")
             finally:
                 self.doing.pop(run, None)
-        await self._judge(name, seen)
+        await self._judge(name, seen, decided)
 
     async def _asked(
-        self, method: str, path: str, body: object, *, done: tuple[int, ...], headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        done: int,
+        heard: int | None = None,
+        headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """Asks one edge after the other until one has done it."""
+        """Asks one edge after the other until one has done it, or says by the status `heard` that one did before, whose
+        answer was lost."""
+        lost = False
         while True:
             async with Client(self._edge()) as client:
                 try:
@@ -163,13 +190,24 @@ class World:
                 except httpx.TransportError:
                     pass
                 else:
-                    if response.status_code in done:
+                    if response.status_code == done or (lost and response.status_code == heard):
                         return response
                     assert response.status_code == 503, response.text
+                lost = True
             await asyncio.sleep(POLL_S)
 
-    async def _read(self, conversation: str, run: str, cursor: int, stop_after: int | None) -> list[Received]:
-        """The run to its end, resumed on whichever edge answers; stopped after so many events."""
+    async def _read(
+        self,
+        conversation: str,
+        run: str,
+        cursor: int,
+        stop_after: int | None,
+        decided: dict[str, dict[str, Any] | None],
+    ) -> list[Received]:
+        """The run to its end, resumed on whichever edge answers; stopped after so many events. What it asks is decided,
+        unless it was stopped."""
+        path = f"/v1/conversations/{conversation}/runs/{run}"
+        stopped = False
         received: list[Received] = []
         silence_s, heard = 0.0, time.monotonic()
         while not received or received[-1].event not in ("done", "error"):
@@ -183,10 +221,14 @@ class World:
                                 silence_s, heard = max(silence_s, time.monotonic() - heard), time.monotonic()
                                 received += fresh
                                 self.doing[run] = fresh[-1].event
-                            if stop_after is not None and len(received) >= stop_after:
-                                stop_after = None
-                                path = f"/v1/conversations/{conversation}/runs/{run}/stop"
-                                await self._asked("POST", path, {}, done=(202,))
+                            if not stopped and stop_after is not None and len(received) >= stop_after:
+                                stopped = True
+                                await self._asked("POST", f"{path}/stop", {}, done=202)
+                            for call in _asking(fresh):
+                                if not stopped and call not in decided:
+                                    decided[call] = await self._decide(path, call)
+                                    stopped = decided[call] is None
+                                    heard = time.monotonic()
                 except (httpx.TransportError, AssertionError) as error:
                     if isinstance(error, AssertionError) and not str(error).startswith("503"):
                         raise
@@ -196,35 +238,138 @@ class World:
         self.report.stalls_s.append(silence_s)
         return received
 
+    async def _decide(self, path: str, call: str) -> dict[str, Any] | None:
+        """What a person said, after a while, about the call; None: that the run be stopped."""
+        await asyncio.sleep(self.chance.uniform(0, DECIDES_S))
+        decision = self.chance.choice(DECISIONS)
+        if decision is None:
+            await self._asked("POST", f"{path}/stop", {}, done=202)
+            return None
+        answer = await self._asked("POST", f"{path}/calls/{call}/approval", decision, done=202, heard=409)
+        if answer.status_code == 409:
+            said = problem(answer, 409, "already_decided")["detail"]
+            assert ("approved" if decision["approved"] else "denied") in said, said
+        return decision
+
     def _edge(self) -> str:
         return self.stack.edge_url(self.chance.choice(self.edges))
 
     # What came of it
 
-    async def _judge(self, conversation: str, seen: dict[str, list[Received]]) -> None:
+    async def _judge(
+        self,
+        conversation: str,
+        seen: dict[str, list[Received]],
+        decided: Mapping[str, dict[str, Any] | None],
+    ) -> None:
         found = self.report.violations
-        records = await stored(self.stack.nats.url, conversation)
-        found += [f"{conversation}: {what}" for what in violations(records)]
+        records, broken = await judged(self.stack.nats.url, conversation)
+        found += [f"{conversation}: {what}" for what in (*broken, *wrong(records, decided))]
         for run, received in seen.items():
             expected = as_received(records, run)
             end = next((n for n, one in enumerate(expected) if one.event in ("done", "error")), len(expected))
             if received != expected[: end + 1]:
                 found.append(f"{conversation}: the reader of {run} saw {len(received)} events, not the log's {end + 1}")
         for record in records:
-            match record.event():
+            match event := record.event():
                 case events.Done(reason=reason):
                     self.report.runs[reason] += 1
                 case events.Error(code=code):
                     self.report.runs[f"error {code}"] += 1
                 case events.Step(supersedes=supersedes) if supersedes is not None:
                     self.report.takeovers += 1
+                case ToolResult(tool="bale", outcome="ok"):
+                    path = f"/v1/conversations/{conversation}/runs/{event.run}/calls/{event.call}/result"
+                    answer = await self._asked("GET", path, done=200)
+                    if event.stored is None or answer.json() != rows(BALE_BYTES):
+                        found.append(f"{conversation}: the result of call {event.call} is not what its tool returned")
                 case _:
                     pass
 
-    def judge_effects(self) -> None:
-        """What a tool that is not idempotent did must not have been done twice."""
-        did = Counter(line.split()[1] for line in self.journal.read_text().splitlines() if line.startswith("once "))
+    async def judge_effects(self) -> None:
+        """What a tool that is not idempotent did must not have been done twice, and no process be left behind."""
+        lines = [line.split() for line in self.journal.read_text().splitlines()]
+        did = Counter(call for word, call, *_ in lines if word == "once")
         self.report.violations += [f"call {call} took effect {times} times" for call, times in did.items() if times > 1]
+        pids = [pid for word, pid, *_ in lines if word == "pid"]
+        await until("the processes of tools have ended", lambda: not any(map(_is_forked, pids)))
+
+
+def wrong(records: Iterable[Record], decided: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
+    """What is not as it has to be of the calls a person was asked about, and of what running tools say."""
+    state = State()
+    asked: dict[str, Any] = {}
+    """The arguments that may be run."""
+    heard: set[str] = set()
+    """Calls of which the decision is there."""
+    started: Counter[str] = Counter()
+    for record in records:
+        event = record.event()
+        output = ""
+        if isinstance(event, ToolEvent):
+            output = state.runs[event.run].calls[event.call].output
+        state = fold([record], state)
+        match event:
+            case events.ToolCall(needs_approval=True):
+                asked.setdefault(event.call, event.arguments)
+            case events.Approval():
+                decision = decided.get(event.call)
+                if decision is None or decision != _said(event):
+                    yield f"{record.seq}: the person said {decision} about call {event.call}, not {_said(event)}"
+                if event.arguments is not None:
+                    asked[event.call] = event.arguments
+                heard.add(event.call)
+            case ToolStarted() if event.call in asked:
+                started[event.call] += 1
+                if started[event.call] > 1 or not (decided.get(event.call) or {}).get("approved"):
+                    yield f"{record.seq}: call {event.call} starts, the person having said {decided.get(event.call)}"
+            case ToolProgress() if event.tool in OUTPUTS:
+                shown = state.runs[event.run].calls[event.call].output
+                if not OUTPUTS[event.tool].startswith(shown):
+                    yield f"{record.seq}: call {event.call} shows {shown[-100:]!r}"
+            case ToolResult(outcome="ok") if event.call in asked:
+                if not (started[event.call] and event.content["drawn"] in asked[event.call]["names"]):
+                    yield f"{record.seq}: call {event.call} was run with {asked[event.call]}, and gave {event.content}"
+            case ToolResult(outcome="denied") if started[event.call]:
+                yield f"{record.seq}: call {event.call} was run and denied"
+            case ToolResult(outcome="ok") if output != OUTPUTS.get(event.tool, output):
+                yield f"{record.seq}: call {event.call} ended well, and had shown {output[-100:]!r}"
+            case _:
+                pass
+    for call, decision in decided.items():
+        if decision is not None and call not in heard:
+            yield f"the person said {decision} about call {call}, and nobody heard it"
+
+
+def _said(approval: events.Approval) -> dict[str, Any]:
+    said = {"approved": approval.approved, "arguments": approval.arguments, "reason": approval.reason}
+    return {name: value for name, value in said.items() if value or name == "approved"}
+
+
+def _asking(received: Iterable[Received]) -> list[str]:
+    """The calls that these events ask a person about."""
+    told = (events.decode(one.data) for one in received if one.event == "tool_call")
+    return [event.call for event in told if isinstance(event, events.ToolCall) and event.needs_approval]
+
+
+def _walk(number: int) -> Iterable[str]:
+    """What `collatz` puts out."""
+    while number != 1:
+        following = number * 3 + 1 if number % 2 else number // 2
+        yield f"{number} → {following}\n"
+        number = following
+
+
+OUTPUTS: Final = {"collatz": "".join(_walk(27)), "grind": "".join(FLOUR)}
+"""All that these tools say."""
+
+
+def _is_forked(pid: str) -> bool:
+    """Whether it is a process in which a tool runs: numbers are used again."""
+    try:
+        return b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _signal(how: str) -> int:

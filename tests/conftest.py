@@ -1,7 +1,9 @@
 """The real parts that tests run against: a NATS server, a provisioned tape, and the whole stack as processes."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from tapeline import provision
@@ -9,8 +11,25 @@ from tapeline.connection import connect
 from tapeline.tape import Deployment, Tape
 
 from services.embedded import EmbeddedNats
+from tests.browser import browser, page
 from tests.client import Client
 from tests.stack import Stack
+from tests.workers import Start, Worker
+
+__all__ = ["browser", "page"]
+
+
+FAULTS: Final = {"test_cluster", "test_guide", "test_kill", "test_matrix", "test_pools"}
+"""Files that take minutes and all of two cores: begun first, one after the other."""
+LONG: Final = {"test_deadlines", "test_limits", "test_page", "test_tools", "test_up"}
+"""Begun next: at the end one process would be left with them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("faults" if name in FAULTS else name))
+    items.sort(key=lambda item: (item.path.stem not in FAULTS, item.path.stem not in LONG))
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +95,17 @@ def fresh_stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+@pytest.fixture
+async def workers(tmp_path: Path, nats_url: str) -> AsyncIterator[Start]:
+    """Starts workers, and kills those that are left."""
+    started: list[Worker] = []
+
+    async def start(*modules: str, url: str = nats_url, **more: Any) -> Worker:
+        started.append(Worker(tmp_path, url))
+        return await started[-1].start(*modules, **more)
+
+    yield start
+    for worker in started:
+        await worker.end(signal.SIGKILL)

@@ -37,7 +37,7 @@ async def soak(minutes: float, people: int, seed: int) -> bool:
                 for number in range(people):
                     group.create_task(person(number))
             telling.cancel()
-            one.judge_effects()
+            await one.judge_effects()
             print(one.report)
             print(f"phases at a fault: {dict(one.report.phases)}")
             for violation in one.report.violations:

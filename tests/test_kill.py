@@ -14,7 +14,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 import httpx
@@ -22,7 +22,7 @@ import pytest
 from tapeline import limits
 
 from tests.client import SSE, Client, Received, Stream, as_received, log_of
-from tests.stack import Process, Stack
+from tests.stack import Process, Stack, until
 
 DEMO_DELAY_MS: Final = 20  # between two tokens: time enough to kill somebody between them
 TAKEOVER_S: Final = limits.ACK_WAIT_S + 2.0
@@ -54,16 +54,6 @@ def chance() -> random.Random:
     seed = os.environ.get("TAPELINE_TEST_SEED") or str(random.SystemRandom().randrange(2**32))
     print(f"TAPELINE_TEST_SEED={seed}")
     return random.Random(seed)
-
-
-async def until(what: str, is_so: Callable[[], bool], within_s: float = SOON_S) -> None:
-    """Waits until it is so; fails, naming what did not become so."""
-    try:
-        async with asyncio.timeout(within_s):
-            while not is_so():
-                await asyncio.sleep(POLL_S)
-    except TimeoutError:
-        raise AssertionError(f"not within {within_s} s: {what}") from None
 
 
 class Talk:
@@ -141,6 +131,8 @@ class Talk:
         answers = self.events("answer")
         assert [step["text"] for step in run["steps"]] == [answer.get("text", "") for answer in answers]
         assert self._shown() == [answer.get("text", "") for answer in answers]
+        if failed := self.events("error"):
+            print(f"{self.conversation} ended as {failed}")
         return self.received[-1].event
 
     def _shown(self) -> list[str]:
@@ -307,8 +299,6 @@ async def test_nats_killed_at_any_moment_loses_nothing_it_has_acknowledged(
         await talks.reach(talks.seen + 1)
         gone.append(time.monotonic() - killed)
     ends = await talks.end()
-    for failed in [talk.received[-1] for talk in talks.all if talk.received[-1].event != "done"]:
-        print(f"ended as {failed}")
     print(f"ended {ends}; events came again after {[round(one, 1) for one in gone]} s")
     assert all(talk.events("done") or talk.events("error")[0]["message"] for talk in talks.all)
     assert ends.count("done") >= len(ends) // 2
@@ -410,6 +400,7 @@ async def test_a_paused_worker_that_wakes_up_adds_nothing(system: Stack, talks: 
 
 async def test_a_message_is_answered_by_inference_that_starts_later(system: Stack, talks: Talks) -> None:
     inferences(system, 0)
+    tool_workers(system, 1)
     begun = await talks.begin("hello", 3)
     await until("the message is on the tape", lambda: all(talk.received for talk in begun))
     inferences(system, 1)

@@ -1,12 +1,11 @@
 """The whole system on one machine, `python -m services`: up, down, and whatever may go wrong with it."""
 
+import json
 import os
 import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,104 +13,21 @@ from typing import Final
 
 import httpx
 import pytest
-from tapeline.settings import EX_CONFIG
+from tapeline import subjects
+from tapeline.connection import Denied, connect
+from tapeline.record import Entry
+from tapeline.tape import Tape
 
 from services.embedded import EmbeddedNats
-from services.process import STOP_GRACE_S
-from tests.stack import ROOT, free_port, wait_until
+from tests.stack import free_port, wait_until
+from tests.system import System, is_gone
 
-UP_TIMEOUT_S: Final = 40.0
-DOWN_TIMEOUT_S: Final = STOP_GRACE_S + 5
 SERVICES: Final = ("edge", "inference", "tools")
 
 pytestmark = [
     pytest.mark.timeout(180),  # starts the system up to twice
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc"),
 ]
-
-
-class System:
-    """One supervisor; started again and again on the same folder and port."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._log = data.with_suffix(".log")
-        self._running: subprocess.Popen[bytes] | None = None
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        assert self._running is not None
-        return self._running
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def start(self, **settings: str) -> None:
-        """Starts it; its output begins anew."""
-        ours = ("TAPELINE_", "OTEL_", "OPENAI_", "ANTHROPIC_")
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-        environ |= {"TAPELINE_DATA": str(self.data), "TAPELINE_PORT": str(self.port), **settings}
-        with self._log.open("wb") as log:
-            self._running = subprocess.Popen(
-                [sys.executable, "-m", "services"],
-                cwd=ROOT,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def up(self, **settings: str) -> None:
-        """Starts it, and waits until it says that it is ready."""
-        self.start(**settings)
-        ready = f"ready {self.url}\n"
-        wait_until("up", lambda: ready in self.output or self.process.poll() is not None, UP_TIMEOUT_S)
-        assert ready in self.output, self.output
-
-    def down(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Ends it as asked, and makes sure that nothing of it is left."""
-        family = self.family()
-        self.process.send_signal(number)
-        assert self.process.wait(DOWN_TIMEOUT_S) == 0, self.output
-        assert all(is_gone(pid) for pid in family.values()), self.output
-
-    def refused(self, **settings: str) -> str:
-        """Starts it where it cannot run; the one line that it ends with."""
-        self.start(**settings)
-        assert self.process.wait(UP_TIMEOUT_S) == EX_CONFIG, self.output
-        assert "Traceback" not in self.output
-        own = [line for line in self.output.splitlines() if line.startswith("tapeline: ")]
-        assert len(own) == 1, self.output
-        return own[0]
-
-    def wait_to_say(self, text: str) -> None:
-        wait_until(f"says {text!r}", lambda: text in self.output)
-
-    def has(self, name: str) -> bool:
-        return name in self.family()
-
-    def family(self) -> dict[str, int]:
-        """The supervisor's children by name: the services and `nats-server`."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):  # it has just ended
-                continue
-            if parent == self.process.pid and command != [b""]:
-                name = next((part for part in command if part.startswith(b"services.")), command[0])
-                found[name.decode().rpartition("/")[2].removeprefix("services.")] = int(folder.name)
-        return found
-
-    def end(self) -> None:
-        """Whatever a test has left running."""
-        if self._running and self._running.poll() is None:
-            self._running.kill()
-            self._running.wait()
 
 
 @pytest.fixture
@@ -141,10 +57,6 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
 def test_up_down_and_up_again(system: System) -> None:
     system.up()
     family = system.family()
@@ -152,8 +64,17 @@ def test_up_down_and_up_again(system: System) -> None:
     assert ask(system.url, "first").endswith(" done")
     tools_env = system.data / "tools.env"
     (setting,) = tools_env.read_text().splitlines()
-    assert re.fullmatch(r"TAPELINE_NATS_URL=nats://127\.0\.0\.1:\d+", setting)
-    assert stat.S_IMODE(tools_env.stat().st_mode) == 0o600
+    assert re.fullmatch(r"TAPELINE_NATS_URL=nats://tools:\w+@127\.0\.0\.1:\d+", setting)
+    for secret in (
+        tools_env,
+        system.data / "auditor.env",
+        system.data / "secrets.json",
+        system.data / "nats/nats.conf",
+    ):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600, secret
+    for password in json.loads((system.data / "secrets.json").read_text()).values():
+        assert password not in system.output
+        assert password not in (system.data / "nats/nats.log").read_text()
 
     system.down(signal.SIGINT)
     system.up()
@@ -162,6 +83,44 @@ def test_up_down_and_up_again(system: System) -> None:
     assert ask(system.url, "second").endswith(" done")
     system.down(signal.SIGTERM)
     assert "Traceback" not in system.output
+
+
+async def test_nobody_comes_in_without_credentials_and_a_workers_cannot_forge(system: System) -> None:
+    system.up()
+    ask(system.url, "real")
+    url = (system.data / "tools.env").read_text().strip().partition("=")[2]
+    with pytest.raises(Denied, match="does not accept these credentials"):
+        await connect(re.sub(r"//.*@", "//", url), "stranger")
+    tape = await Tape.open(url, "worker")
+    try:
+        last = await tape.last("real")
+        for kind in (subjects.INPUT, subjects.MODEL, subjects.MODEL_DELTA, subjects.call("clock")):
+            with pytest.raises(Denied):
+                await tape.append("real", Entry(kind, b'{"type":"token","text":"forged"}'), last)
+        assert await tape.last("real") == last
+    finally:
+        await tape.close()
+    system.down()
+
+
+def test_a_folder_of_before_there_were_credentials_keeps_its_conversations(system: System) -> None:
+    nats = EmbeddedNats(system.data / "nats")
+    nats.start()
+    try:
+        system.data.mkdir(exist_ok=True)
+        elsewhere = System(system.data.with_name("elsewhere"))
+        elsewhere.up(TAPELINE_NATS_URL=nats.url)
+        assert ask(elsewhere.url, "old").endswith(" done")
+        elsewhere.down()
+    finally:
+        nats.stop()
+    (system.data / "tools.env").write_text(f"TAPELINE_NATS_URL={nats.url}\n")
+    system.up()
+    assert (system.data / "tools.env").read_text().strip().endswith(f":{nats.port}")
+    answer = httpx.get(f"{system.url}/v1/conversations/old")
+    assert answer.status_code == 200
+    assert ask(system.url, "new").endswith(" done")
+    system.down()
 
 
 def test_what_is_killed_is_started_again_and_that_is_said(system: System) -> None:
@@ -229,6 +188,10 @@ def test_a_data_folder_that_cannot_be(system: System) -> None:
 def test_a_nats_that_cannot_be_reached(system: System) -> None:
     url = f"nats://127.0.0.1:{free_port()}"
     assert url in system.refused(TAPELINE_NATS_URL=url)
+
+
+def test_a_log_level_that_is_none(system: System) -> None:
+    assert "TAPELINE_LOG is 'LOUD'; it must be one of CRITICAL" in system.refused(TAPELINE_LOG="loud")
 
 
 def test_a_missing_key(system: System) -> None:
