@@ -226,6 +226,25 @@ async def test_a_page_with_a_reply_missing_is_read_again_from_there(
     assert set(dropped) == {10, 11, 37}
 
 
+async def test_a_page_that_never_begins_is_an_error_and_not_asked_for_for_ever(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tape, 3)
+
+    async def lossy(nc: Client, subject: str, take: Callable[[Msg], None]) -> Subscription:
+        def taken(message: Msg) -> None:
+            if (message.headers or {}).get("Nats-Sequence") != "1":
+                take(message)
+
+        return await listen(nc, subject, taken)
+
+    monkeypatch.setattr("tapeline.tape.listen", lossy)
+    monkeypatch.setattr(limits, "READ_PATIENCE_S", 0.2)
+    async with asyncio.timeout(20):
+        with pytest.raises(Unavailable, match="first reply"):
+            await tape.read(CONVERSATION)
+
+
 # Following
 
 

@@ -28,6 +28,10 @@ PASSING_CODES: Final = (
     10119,  # consumer offline
     10176,  # a batch of which this leader has not seen every message
 )
+ADDED: Final = frozenset(
+    ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Last-Sequence", "Nats-Num-Pending")
+)
+"""Headers with which the server delivers a message: all that we read of those it adds to the writer's."""
 
 
 class Unavailable(Exception):
@@ -98,8 +102,10 @@ class Connection(Client):
         headers = {}
         for line in raw.decode("utf-8", "replace").split("\r\n"):
             name, colon, value = line.partition(":")
-            if colon:
-                headers[name.strip()] = value.strip()
+            name = name.strip()
+            # Of a writer's own the server heeds the first, and so do we; what it adds comes last, and counts.
+            if colon and (name not in headers or name in ADDED):
+                headers[name] = value.strip()
         return headers
 
 

@@ -1,6 +1,7 @@
 """One stored event: its place in the log, its writer's word, and the bytes as they were written."""
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -9,6 +10,9 @@ from nats.aio.msg import Msg
 from . import events, subjects
 
 FENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+_SEQUENCE: Final = re.compile(r"[0-9]{1,20}")
 
 
 class Record(NamedTuple):
@@ -16,7 +20,7 @@ class Record(NamedTuple):
 
     seq: int
     prev: int | None
-    """The conversation's event before it; None where its writer did not say."""
+    """The conversation's event before it; None where its writer did not say so to the server, which checks it."""
     subject: str
     data: bytes
     headers: Mapping[str, str]
@@ -41,9 +45,9 @@ class Record(NamedTuple):
 
     def follows(self, seen: int) -> bool:
         """Whether it can come after event `seen` of the same conversation; if not, that one was purged, and another
-        was begun under its id.
+        was begun under its id. That takes an edge: what anybody else says came before ends nobody's reading.
         """
-        return self.prev is None or self.prev >= seen
+        return self.prev is None or self.prev >= seen or not self.subject.endswith(subjects.INPUT)
 
     def event(self) -> events.AnyEvent | events.Unknown:
         """What it says. What is no event, or not its writer's to write, is `Unknown` too: it must stop nobody."""
@@ -67,12 +71,18 @@ class Entry(NamedTuple):
 def record(message: Msg) -> Record:
     """The record in a live copy or in a direct get's reply: both carry the same headers."""
     headers = message.headers or {}
-    seq = int(headers["Nats-Sequence"])
-    fence = headers.get(FENCE)
-    if fence is not None:
-        prev: int | None = int(fence)
-    elif int(headers.get("Nats-Batch-Sequence", 0)) > 1:
-        prev = seq - 1  # inside a batch, sequences are contiguous
-    else:
-        prev = None
-    return Record(seq, prev, headers["Nats-Subject"], message.data, headers)
+    seq, subject = int(headers["Nats-Sequence"]), headers["Nats-Subject"]
+    return Record(seq, _before(seq, subject, headers), subject, message.data, headers)
+
+
+def _before(seq: int, subject: str, headers: Mapping[str, str]) -> int | None:
+    """What came before, in the words of its writer as far as the server has held him to them: any other header, a fence
+    over other subjects too, may say whatever he likes.
+    """
+    fence = headers.get(FENCE, "")
+    if _SEQUENCE.fullmatch(fence) and headers.get(FENCE_SUBJECT) == subjects.chain_of(subject):
+        return int(fence)
+    number = headers.get("Nats-Batch-Sequence", "")
+    if "Nats-Batch-Id" in headers and _SEQUENCE.fullmatch(number) and int(number) > 1:
+        return seq - 1  # inside a batch, sequences are contiguous
+    return None

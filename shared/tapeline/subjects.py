@@ -59,6 +59,11 @@ def chain(shard: int, conversation: str, kind: str = ALL) -> str:
     return f"tape.{shard}.{conversation}.{kind}"
 
 
+def chain_of(subject: str) -> str:
+    """The filter over all of the conversation that has this subject."""
+    return ".".join(subject.split(".", 3)[:3]) + ".>"
+
+
 def live(subject: str) -> str:
     """Where the republished copy of what is stored at `subject` appears."""
     return f"live.{subject}"

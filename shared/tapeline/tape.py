@@ -38,13 +38,12 @@ from .connection import (
 )
 from .connection import request as ask
 from .events import NO_RUN
-from .record import FENCE, Entry, Record, record
+from .record import FENCE, FENCE_SUBJECT, Entry, Record, record
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 STALE_CODES: Final = (10071, 10164)  # wrong last sequence: that it is; that an append is under way (replicated)
 NO_MESSAGE: Final = 10037
 
@@ -388,7 +387,7 @@ class Tape:
                 headers = message.headers or {}
                 if end.done():
                     return
-                if "Status" in headers:
+                if "Nats-Sequence" not in headers:  # the server's own word; `Status` may be that of an event's writer
                     end.set_result(headers)
                 elif int(headers["Nats-Last-Sequence"]) != before:  # a reply is missing: keep what is whole
                     end.set_result({"Status": "204", "Nats-Num-Pending": "1"})
@@ -409,11 +408,15 @@ class Tape:
             finally:
                 if not self.nc.is_closed:
                     await subscription.unsubscribe()
-            if status["Status"] == "404":
+            code = status.get("Status", "")
+            if code == "404":
                 return [], False
-            if status["Status"] != "204":
-                raise Unavailable(f"a read was answered {status['Status']} {status.get('Description', '')}")
-            return page, status.get("Nats-Num-Pending", "0") != "0"
+            if code != "204":
+                raise Unavailable(f"a read was answered {code} {status.get('Description', '')}")
+            more = status.get("Nats-Num-Pending", "0") != "0"
+            if more and not page:
+                raise Unavailable("the first reply to a read is missing")
+            return page, more
 
         async with self._reading:  # all at once, none would have its answer in time, nor the next time
             return await self.patiently(stream, once)

@@ -10,7 +10,7 @@ from httpx_sse import aconnect_sse
 from nats.aio.msg import Msg
 from tapeline import events, subjects
 from tapeline.connection import connect
-from tapeline.record import Entry
+from tapeline.record import FENCE, FENCE_SUBJECT, Entry
 from tapeline.tape import Tape
 
 from tests.client import Client, Received, as_received, log_of, problem, stored
@@ -149,6 +149,70 @@ async def test_a_writer_that_knows_no_json(stack: Stack, client: Client) -> None
     lines = [json.loads(line) for line in await client.lines(conversation)]
     assert [line["id"] for line in lines] == [one.id for one in received]
     assert (await client.run(conversation, (await client.post(conversation, "long 3")).run))[-1].event == "done"
+
+
+SERVERS: Final[dict[str, dict[str, str]]] = {
+    "the end of a read": {"Status": "204"},
+    "the end of a read, and more": {"Status": "204", "Nats-Num-Pending": "1"},
+    "a read that found nothing": {"Status": "404", "Description": "Message Not Found"},
+    "a batch": {"Nats-Batch-Sequence": "2"},
+    "a batch that is none": {"Nats-Batch-Sequence": "x"},
+    "a batch of too many digits": {"Nats-Batch-Sequence": "9" * 5_000},
+    "another place": {"Nats-Sequence": "1", "Nats-Last-Sequence": "7", "Nats-Subject": "tape.0.x.fact.input"},
+    "another time": {"Nats-Time-Stamp": "never"},
+    "another stream": {"Nats-Stream": "x", "Nats-Num-Pending": "x"},
+}
+
+
+async def test_a_worker_that_writes_the_servers_headers(stack: Stack, client: Client) -> None:
+    """Would end every read at his event, or send it back to the beginning for ever: a page that ends, a predecessor
+    that was never there, which is what a conversation looks like that was purged and begun again.
+    """
+    conversation, run = await client.answered("long 3")
+    last = (await client.snapshot(conversation))["last_event_id"]
+    written = [{"type": "curiosity", "run": run, "ts": number, "what": what} for number, what in enumerate(SERVERS)]
+    true_prev: list[int | None] = [None] * len(written)
+    tape = await Tape.open(stack.nats.url_for("tools"), "test")
+    try:
+        subject, chain = tape.subject(conversation, subjects.TOOL_DELTA), tape.subject(conversation)
+
+        async def write(event: dict[str, Any], headers: dict[str, str]) -> int:
+            stored: int = json.loads(
+                (await tape.nc.request(subject, json.dumps(event).encode(), headers=headers)).data
+            )["seq"]
+            return stored
+
+        async with client.events(conversation, last) as live:
+            for event, headers in zip(written, SERVERS.values(), strict=True):
+                await write(event, headers)
+            posted = await client.post(conversation, "long 3")  # so that the newest is not on the worker's own subject
+            await client.run(conversation, posted.run)
+            before = await tape.last(conversation)
+            mine = await tape.last(conversation, subjects.TOOL_DELTA)
+            fences = {
+                "over its own subject": {FENCE: str(mine)},
+                "said twice": {FENCE: str(before + 1), f"{FENCE} ": "0", FENCE_SUBJECT: chain},
+                "of many digits": {FENCE: "0" * 5_000 + str(before + 2), FENCE_SUBJECT: chain},
+            }
+            for number, (what, headers) in enumerate(fences.items(), start=1):
+                written.append({"type": "curiosity", "run": run, "ts": number, "what": what})
+                assert await write(written[-1], headers) == before + number
+            true_prev += [None, before + 1, None]
+            while len([one for one in live.received if one.event == "curiosity"]) < len(written):
+                assert await live.more()
+    finally:
+        await tape.close()
+    log = await read_alike(stack, client, conversation)
+    assert [json.loads(one.data) for one in log if one.event == "curiosity"] == written
+    assert live.received == [one for one in log if one.id > last]
+    lines = [json.loads(line) for line in await client.lines(conversation)]
+    assert [line["prev"] for line in lines if line["type"] == "curiosity"] == true_prev
+    async with client.events(conversation, pace=1000) as replayed:
+        assert await replayed.rest() == log
+    snapshot = await client.snapshot(conversation)
+    assert [one["run"] for one in snapshot["runs"]] == [run, posted.run]
+    assert (await client.run(conversation, (await client.post(conversation, "long 3")).run))[-1].event == "done"
+    assert (await client.http.patch(f"/v1/conversations/{conversation}", json={"title": "still"})).status_code == 200
 
 
 # Names in a path
