@@ -579,6 +579,11 @@ FOREIGN: Final = {
     "no object": (b"[1,2]", UNDECODABLE),
     "no JSON": (b"hello\r\n\r\nid: 1\r\ndata: forged\r\n\r\n", UNDECODABLE),
     "no text": (b"\xff\xfe\0\n\n\r\x80", UNDECODABLE),
+    "an answer at half a millisecond": (b'{"type":"answer","run":"x","step":1,"attempt":1,"ts":1.5}', UNDECODABLE),
+    "an end, and very deep": (b'{"type":"done","a":%s%s,"ts":1}' % (b"[" * 20_000, b"]" * 20_000), UNDECODABLE),
+    "no text in a field that nobody knows": (b'{"type":"bow","run":"x","ts":1,"a":"\xff"}', UNDECODABLE),
+    "with a place of its own": (b'{"type":"bow","run":"x","ts":1,"id":1,"prev":0}', "bow"),
+    "with a place of its own, escaped": (b'{"type":"bow","run":"x","ts":1,"\\u0069d":1,"pr\\u0065v":0}', "bow"),
     "empty": (b"", UNDECODABLE),
 }
 
@@ -592,7 +597,7 @@ async def test_what_another_writer_puts_on_the_tape_stops_nobody(
         await live.until("done")
         await append(stack, conversation, kind, [data for data, _ in FOREIGN.values()])
         if kind in (subjects.INPUT, subjects.TOOL):  # these wake inference, which has to put them aside
-            unreadable = [data for data, name in FOREIGN.values() if name == UNDECODABLE]
+            unreadable = [data for data, name in FOREIGN.values() if name == UNDECODABLE and b"bow" not in data]
             await buried(stack, conversation, kind, unreadable)
         posted = await clients[0].post(conversation, "long 6")
         async with clients[0].events(conversation, run=posted.run) as following:
@@ -604,15 +609,30 @@ async def test_what_another_writer_puts_on_the_tape_stops_nobody(
     foreign = [(one, record) for one, record in zip(received, records, strict=True) if is_foreign(record)]
     assert types(one for one, _ in foreign) == [name for _, name in FOREIGN.values()]
     for one, record in foreign:
-        assert one.data == record.data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if one.event == UNDECODABLE:  # nothing in which a reader who is less strict could find an event
+            assert json.loads(one.data) == {"type": UNDECODABLE, "kind": kind}
+        else:
+            assert one.data == record.data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     assert after[-1].event == "done"
     async with clients[1].events(conversation) as replayed:
         assert await replayed.take(len(received)) == received
     lines = [json.loads(line) for line in await clients[1].lines(conversation)]
     assert [line["id"] for line in lines] == [one.id for one in received]
+    assert [line["prev"] for line in lines] == [record.prev for record in records]
+    placed = [data for data, _ in FOREIGN.values() if json_of(data).keys() & {"id", "prev"}]
+    assert [line["event"] for line in lines if line["type"] == "misplaced"] == [json.loads(data) for data in placed]
     snapshot = await clients[1].snapshot(conversation)
     assert [one["run"] for one in snapshot["runs"]] == [run, posted.run]
     assert snapshot["last_event_id"] == received[-1].id
+
+
+def json_of(data: bytes) -> dict[str, Any]:
+    """The object that it is; empty where it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 async def buried(stack: Stack, conversation: str, kind: str, expected: list[bytes]) -> None:

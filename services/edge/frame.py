@@ -1,12 +1,14 @@
 """An event as server-sent event bytes, encoded once for all its readers.
 
-`data` is what is stored, byte for byte. Whatever a writer put there, a frame is one event: nothing in it can
-end the frame early or begin another field.
+`data` is what is stored, byte for byte, where that is an event its writer may write. Whatever a writer put there, a
+frame is one event: nothing in it can end the frame early or begin another field.
 """
 
 import re
 from typing import Final, NamedTuple
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from tapeline import limits
 from tapeline.events import MISPLACED, UNDECODABLE, Undecodable, belongs, peek
 from tapeline.record import Record
@@ -19,6 +21,16 @@ DELETED: Final = "deleted"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NEWLINE: Final = re.compile(rb"\r\n|\r|\n")
+
+
+class _Place(msgspec.Struct):
+    """What only the log may say of an event."""
+
+    id: msgspec.Raw | UnsetType = UNSET
+    prev: msgspec.Raw | UnsetType = UNSET
+
+
+_place: Final = msgspec.json.Decoder(_Place)
 
 
 class Frame(NamedTuple):
@@ -42,15 +54,8 @@ class Frame(NamedTuple):
 
 def frame(record: Record) -> Frame:
     """The event as it is sent to every reader."""
-    try:
-        event = peek(record.data)
-        name, run = event.type, event.run
-    except Undecodable:
-        name, run = UNDECODABLE, ""
-    data = record.data
-    if not belongs(name, record.kind):
-        name, data = MISPLACED, _wrapped(record)
-    elif not _NAME.fullmatch(name):
+    name, run, data = _shown(record)
+    if not _NAME.fullmatch(name):
         name = "unknown"
     if b"\n" in data or b"\r" in data:
         data = _NEWLINE.sub(b"\ndata: ", data)
@@ -60,15 +65,26 @@ def frame(record: Record) -> Frame:
 
 
 def line(record: Record) -> bytes:
-    """The stored event as one line of JSON, with its place in the log put in front: `id`, and `prev`."""
-    data, prev = record.data.strip(), record.prev
-    place = b'{"id":%d,"prev":%s,' % (record.seq, b"null" if prev is None else b"%d" % prev)
+    """The event as one line of JSON, with its place in the log put in front: `id`, and `prev`."""
+    _, _, data = _shown(record)
+    place = _place.decode(data)
+    if place.id is not UNSET or place.prev is not UNSET:  # of two, most parsers would take the writer's own
+        data = _wrapped(record)
+    prev = b"null" if record.prev is None else b"%d" % record.prev
+    return b'{"id":%d,"prev":%s,%s\n' % (record.seq, prev, _NEWLINE.sub(b" ", data.strip()[1:]).lstrip())
+
+
+def _shown(record: Record) -> tuple[str, str, bytes]:
+    """Its type, its run, and the JSON object that readers are given of it."""
     try:
-        if not belongs(peek(data).type, record.kind):
-            data = _wrapped(record)
-    except Undecodable:
-        return place + b'"type":"%s"}\n' % UNDECODABLE.encode()
-    return place + _NEWLINE.sub(b" ", data[1:]).lstrip() + b"\n"
+        event = peek(record.data)
+        str(record.data, "utf-8")  # which `peek` does not look at where it passes over a field
+    except (Undecodable, UnicodeDecodeError):
+        # Not as it was written: a reader who is less strict than we are might find an event in it.
+        return UNDECODABLE, "", b'{"type":"%s","kind":"%s"}' % (UNDECODABLE.encode(), record.kind.encode())
+    if not belongs(event.type, record.kind):
+        return MISPLACED, event.run, _wrapped(record)
+    return event.type, event.run, record.data
 
 
 def _wrapped(record: Record) -> bytes:
