@@ -14,8 +14,11 @@ import httpx
 import pytest
 from tapeline import counter, limits, subjects
 from tapeline.clock import now_ms
+from tapeline.connection import Unavailable
 from tapeline.tape import Tape
 
+from services.edge.lease import Leases
+from services.edge.problem import Problem
 from tests.client import SSE, Client, Stream, at_once, opened, problem, stored, types
 from tests.stack import Stack
 
@@ -258,6 +261,31 @@ async def test_without_nats_open_streams_go_on_and_their_lease_is_renewed_after_
             await tape.close()
     finally:
         stack.stop()
+
+
+async def test_one_who_leaves_as_he_is_refused_gives_back_nothing(
+    tape: Tape, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(tape, 1)
+    release = await leases.take(user)
+    (held,) = leases._users.values()
+    real = held._answer
+
+    def leaves(error: Problem | Unavailable | None = None) -> bool:
+        answer = real(error)
+        refused.cancel()
+        return answer
+
+    monkeypatch.setattr(held, "_answer", leaves)
+    refused = asyncio.create_task(leases.take(user))
+    await asyncio.wait([refused])
+    assert refused.cancelled()
+    monkeypatch.undo()
+    with pytest.raises(Problem, match="streams open at a time"):
+        await leases.take(user)
+    await until_leased(tape, user, 1)
+    release()
+    await until_leased(tape, user, 0)
 
 
 # Messages and tokens

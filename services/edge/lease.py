@@ -98,7 +98,7 @@ class _Held:
         try:
             await place
         except asyncio.CancelledError:
-            if not place.cancelled():  # it was given at the same moment
+            if not place.cancelled() and place.exception() is None:  # it was given at the same moment
                 self.release()
             raise
 
