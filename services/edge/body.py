@@ -17,6 +17,7 @@ CURSOR_MAX: Final = 2**63 - 1  # a sequence of JetStream
 MODEL: Final = r"^[A-Za-z0-9._:/@-]*\Z"  # `$` would let a newline through at the end
 
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 _PACE: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?", re.ASCII)
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{limits.IDEMPOTENCY_KEY_CHARS_MAX}}}")
 _SHOWN: Final = r"[^\s\x1c-\x1f\x85\ufeff]"  # of what is no space to Python, nor to who checks by /openapi.json
@@ -132,11 +133,14 @@ def pace(request: Request) -> float | None:
 
 
 def page(request: Request) -> tuple[int, int | None]:
-    """How many conversations to list, and below which `next` of an earlier page. Raises `Problem` 400."""
+    """How many conversations to list, and below which `next` of an earlier page. Raises `Problem` 400, 422."""
     query = request.query_params
     limit = query.get("limit", str(limits.LIST_ENTRIES_DEFAULT))
+    bounds = f"`limit` is a whole number from 1 to {limits.LIST_ENTRIES_MAX}."
+    if not _NUMBER.fullmatch(limit):
+        raise Problem(400, "bad_limit", bounds)
     if not _CURSOR.fullmatch(limit) or not 1 <= int(limit) <= limits.LIST_ENTRIES_MAX:
-        raise Problem(400, "bad_limit", f"`limit` is a whole number from 1 to {limits.LIST_ENTRIES_MAX}.")
+        raise Problem(422, "bad_limit", bounds)
     before = query.get("before")
     if before is None:
         return int(limit), None

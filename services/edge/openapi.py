@@ -162,7 +162,7 @@ CALLS: Final = (
         "index",
         "List my conversations, newest first",
         {200: answer.Page},
-        (*_ASKED, "400 bad_limit", "400 bad_cursor"),
+        (*_ASKED, "400 bad_limit", "422 bad_limit", "400 bad_cursor"),
         parameters=("limit", "before"),
     ),
     Call("GET", _THIS, "show", "The conversation as it is", {200: answer.Snapshot}, (*_ASKED, *_ONE)),
