@@ -396,6 +396,7 @@ async def test_every_reader_is_told_of_a_deletion_in_mid_answer(stack: Stack, cl
             await one.send(conversation, "are you there?"),
             await one.stop(conversation, run),
             await one.get_events(conversation),
+            await one.http.post(f"/v1/conversations/{conversation}/ticket"),
             await other.http.delete(f"/v1/conversations/{conversation}"),
             await other.http.patch(f"/v1/conversations/{conversation}", json={"title": "x"}),
         ):
@@ -476,6 +477,7 @@ async def test_what_was_deleted_while_no_inference_ran_is_purged_when_one_is_bac
         await tape.close()
         assert audit.violations(await stored(url, conversation))[-1].startswith(f"{seq} ")
         problem(await user.http.get(f"/v1/conversations/{conversation}"), 404, "not_found")
+        problem(await user.http.post(f"/v1/conversations/{conversation}/ticket"), 404, "not_found")
         fresh_stack.restart_nats()
         fresh_stack.provision()
         fresh_stack.start_inference()
