@@ -6,10 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from tapeline import audit
+from tapeline import audit, events, limits, subjects
+from tapeline.connection import api
+from tapeline.record import Entry
+from tapeline.replay import whole_after
+from tapeline.tape import Tape
 
-from tests.client import NDJSON, Client, as_received, log_of, problem, stored
+from tests.client import NDJSON, SSE, Client, as_received, log_of, problem, stored, types
 from tests.stack import Stack
 
 EXPIRED_S = 30.0
@@ -74,6 +79,42 @@ async def test_a_cursor_in_the_middle_of_what_has_expired_may_go_on_if_it_saw_al
         problem(await client.get_events(conversation, str(last_token - 1)), 410, "cursor_expired")
 
 
+async def test_deltas_that_expire_while_they_are_replayed_are_not_passed_over(forgetful: Stack) -> None:
+    async with Client(forgetful.url) as client:
+        conversation = await client.create()
+        tape = await Tape.open(forgetful.nats.url, "test")
+        try:
+            last = await tape.last(conversation)
+            await asyncio.sleep(0.2)  # a silence, to be replayed for longer than deltas are kept
+            token = Entry(subjects.MODEL_DELTA, events.encode(events.Token(run="x", ts=1, step=1, attempt=1, text="x")))
+            for _ in range(2):
+                last = (await tape.append_batch(conversation, [token] * limits.HISTORY_BATCH, last))[-1]
+        finally:
+            await tape.close()
+        assert (await client.http.patch(f"/v1/conversations/{conversation}", json={"title": "x"})).status_code == 200
+        async with client.events(conversation, pace=limits.PACE_MIN) as stream:
+            with pytest.raises(httpx.RemoteProtocolError):  # no end of the response, so nobody takes it for the whole
+                await stream.rest()
+        seen = stream.received
+        assert types(seen[-1:]) == ["token"]
+        assert "title" not in types(seen)
+        problem(await client.get_events(conversation, str(seen[-1].id)), 410, "cursor_expired")
+
+
+async def test_what_is_too_young_to_have_expired_is_not_read_to_see_whether_it_has(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HISTORY_BATCH", 50)
+    token = Entry(subjects.MODEL_DELTA, events.encode(events.Token(run="x", ts=1, step=1, attempt=1, text="x")))
+    last = (await tape.append_batch("c", [token] * limits.BATCH_EVENTS_MAX, 0))[-1]
+    before = tape.nc.stats["in_msgs"]
+    assert await whole_after(tape, "c", 0) == 0
+    assert tape.nc.stats["in_msgs"] - before <= 51, "a page, and its end"
+    await api(tape.nc, f"STREAM.PURGE.{subjects.stream(tape.shard('c'))}", {"seq": 11, "filter": tape.subject("c")})
+    assert await whole_after(tape, "c", 0) == 10
+    assert await whole_after(tape, "c", last) == last
+
+
 @pytest.mark.parametrize("pace", ["0", "-1", "x", "nan", "inf", "1e3", "1001", "", "٣", "1.", "0.001"])
 async def test_a_pace_that_is_none_is_refused(pace: str, client: Client) -> None:
     problem(await client.get_events(await client.create(), pace=pace), 400, "bad_pace")
@@ -99,3 +140,25 @@ async def test_a_replay_of_which_all_has_been_seen_is_over(client: Client) -> No
     conversation, _ = await client.answered("hello")
     last = (await client.snapshot(conversation))["last_event_id"]
     assert (await client.get_events(conversation, str(last), pace=1)).status_code == 204
+
+
+@pytest.mark.timeout(180)
+async def test_a_replay_of_a_run_waits_for_that_run_alone_and_ends_with_it(stack: Stack, client: Client) -> None:
+    conversation = await client.create()
+    runs = []
+    for question in ("long 300", "long 3", "long 300"):
+        runs.append((await client.post(conversation, question)).run)
+        await client.run(conversation, runs[-1])
+    log = await log_of(stack.nats.url, conversation)
+    first, mine, last = ([one for one in log if one.event().run == run] for run in runs)
+    pace = 0.1
+    others_s = min((run[-1].stored_at - run[0].stored_at).total_seconds() for run in (first, last)) / pace
+    started = time.monotonic()
+    async with client.events(conversation, run=runs[1], pace=pace) as stream:
+        assert await stream.rest() == as_received(mine)
+    took_s = time.monotonic() - started
+    print(f"{took_s:.1f} s; each of the others takes {others_s:.1f} s")
+    assert took_s < others_s
+    for accept, status in ((SSE, 204), (NDJSON, 200)):
+        response = await client.get_events(conversation, str(mine[-1].seq), accept, run=runs[1], pace=pace)
+        assert (response.status_code, response.content) == (status, b""), "an EventSource would come back for ever"

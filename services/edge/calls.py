@@ -125,10 +125,12 @@ class Calls:
                 found = run_in(state, run)
                 after, end = max(after, found.message.event_id - 1), found.ended_event_id
         await self.conversations.check_cursor(conversation, about, after, full=view == "full")
+        if pace and end is None:  # of what is stored, which may be all of a run that goes on
+            end = about.last_event_id
         resumed = "last-event-id" in request.headers
         reading = Reading(conversation, about, after, View(run, view == "compact"), resumed, caller.expires_at)
         is_lines = "application/x-ndjson" in request.headers.get("accept", "")
-        if not is_lines and after >= (about.last_event_id if pace else end or after + 1):
+        if end is not None and after >= end and not is_lines:
             return Response(status_code=204)  # at which an EventSource stops
         release = await self._place(caller, may_end_at_once=not is_lines)
         if is_lines:

@@ -11,7 +11,7 @@ from tapeline import events, subjects, telemetry
 from tapeline.append import Chain, Overtaken
 from tapeline.clock import now_ms
 from tapeline.fold import CallState, RunState, State
-from tapeline.replay import load, snapshot, whole_after
+from tapeline.replay import load, may_have_expired, snapshot, whole_after
 from tapeline.tape import Tape
 
 from . import answer
@@ -122,8 +122,7 @@ class Conversations:
                 earliest=0,
                 snapshot=url(conversation),
             )
-        ttl_s = self._tape.deployment.delta_ttl_s
-        if not full or not ttl_s or now_ms() - about.created_ts < ttl_s * 1000:
+        if not full or not may_have_expired(self._tape, about.created_ts):
             return  # facts are kept for ever, and nothing of this conversation is old enough
         whole = await whole_after(self._tape, conversation, after)
         if whole > after:

@@ -14,6 +14,7 @@ from opentelemetry import metrics
 from tapeline import limits, subjects
 from tapeline.connection import Unavailable
 from tapeline.follow import follow
+from tapeline.replay import check_whole, may_have_expired
 from tapeline.tape import Gone, Tape
 
 from .frame import Frame, frame
@@ -150,7 +151,10 @@ class Feed:
         return fresh
 
     async def history(self, after: int, view: View) -> AsyncGenerator[Chunk]:
-        """From the log, what a reader behind the ring gets next, until it is back in the ring. Raises `Unavailable`."""
+        """From the log, what a reader behind the ring gets next, until it is back in the ring.
+
+        Raises `Expired`, `Gone`, `Unavailable`.
+        """
         _catch_ups.add(1)
         base = self._base
         while after < base and (page := await self._page(after, base, view.facts_only)):
@@ -180,6 +184,8 @@ class Feed:
             kind, until = subjects.FACTS, await self._tape.newest_fact(self._conversation, until)
         async with contextlib.aclosing(self._tape.pages(self._conversation, after, kind, until)) as pages:
             async for page in pages:
+                if not facts_only and may_have_expired(self._tape, self.about.created_ts):
+                    check_whole(page, after)
                 return [frame(record) for record in page]
         return []
 

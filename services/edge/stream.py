@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from tapeline import limits, subjects
 from tapeline.connection import Unavailable
 from tapeline.record import Record
+from tapeline.replay import Expired, check_whole, may_have_expired
 from tapeline.tape import Gone, Tape
 
 from .feed import About, Feeds, View
@@ -148,7 +149,7 @@ class Stream:
         except asyncio.CancelledError:
             if not self._is_cut:
                 raise
-        except (Gone, Unavailable) as error:
+        except (Expired, Gone, Unavailable) as error:
             log.warning("%s: a stream was ended: %s", self.reading.conversation, error)
         finally:
             watch.cancel()
@@ -241,6 +242,7 @@ class Replay(Stream):
     """
 
     hello = HELLO
+    ends_with_run = True
 
     def __init__(
         self, reading: Reading, streams: Streams, release: Callable[[], None], tape: Tape, pace: float | None
@@ -253,10 +255,8 @@ class Replay(Stream):
         return frame(record).data
 
     async def stream(self, send: Send) -> None:
-        """Ends by itself at the end of the log."""
-        view = self.reading.view
-        kind = subjects.FACTS if view.facts_only else subjects.ALL
-        pages = self._tape.pages(self.reading.conversation, self.reading.after, kind)
+        """Ends by itself at the end of the log, or of the run that is read."""
+        pages = self._asked_for()
         if self._pace is not None:
             pages = self._paced(pages, self._pace)
         await self.send(send, self.hello)
@@ -264,10 +264,35 @@ class Replay(Stream):
             async for page in pages:
                 if self.how:
                     return
-                mine = [self.encoded(one) for one in page if view.run is None or frame(one).run == view.run]
-                if mine:
-                    await self.send(send, b"".join(mine))
+                await self.send(send, b"".join(map(self.encoded, page)))
         self.end("complete")
+
+    async def _asked_for(self) -> AsyncGenerator[list[Record]]:
+        """What is stored of the reader's view, a page at a time. Raises `Expired`, `Gone`, `Unavailable`."""
+        reading, view = self.reading, self.reading.view
+        seen = reading.after
+        kind = subjects.FACTS if view.facts_only else subjects.ALL
+        async with contextlib.aclosing(self._tape.pages(reading.conversation, seen, kind)) as pages:
+            async for page in pages:
+                if not view.facts_only and may_have_expired(self._tape, reading.about.created_ts):
+                    check_whole(page, seen)
+                seen = page[-1].seq
+                mine, has_ended = (page, False) if view.run is None else self._of_run(page, view.run)
+                if mine:
+                    yield mine
+                if has_ended:
+                    return
+
+    def _of_run(self, page: list[Record], run: str) -> tuple[list[Record], bool]:
+        """What of a page is the run's, and whether there is nothing more of it to send."""
+        mine: list[Record] = []
+        for record in page:
+            one = frame(record)
+            if one.run == run:
+                mine.append(record)
+                if one.ends_run and self.ends_with_run:
+                    return mine, True
+        return mine, False
 
     async def _paced(self, pages: AsyncGenerator[list[Record]], pace: float) -> AsyncGenerator[list[Record]]:
         """Each record when its time has come; a long silence is cut short."""
@@ -294,6 +319,7 @@ class Lines(Replay):
     headers = NDJSON_HEADERS
     finished = ("complete",)
     hello = b""
+    ends_with_run = False  # a result may come late, and is on the tape
 
     def encoded(self, record: Record) -> bytes:
         return line(record)

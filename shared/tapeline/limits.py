@@ -42,6 +42,7 @@ READ_TIMEOUT_S: Final = 2.0
 READS_MAX: Final = 16  # pages of history asked for at a time on one connection
 READ_PATIENCE_S: Final = 20.0  # all tries of one read together, while NATS is away
 READ_RETRY_S: Final = 0.05
+EXPIRY_MARGIN_S: Final = 60.0  # by which a clock of ours and that of NATS, by which deltas expire, may differ
 FOLLOW_PENDING_MAX: Final = 1_024  # live copies waiting in one follower; beyond it they are dropped and healed
 RECONCILE_FIRST_S: Final = 1.0  # silence after which a follower asks the log whether it missed the tail; doubled
 RECONCILE_S: Final = 15.0  # at each asking, up to this

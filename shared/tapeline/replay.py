@@ -4,8 +4,13 @@ History is read from whichever replica answers, and one may lag; what a writer d
 reads on until what the leader has is there.
 """
 
-from . import subjects
+import contextlib
+from collections.abc import Iterable
+
+from . import limits, subjects
+from .clock import now_ms
 from .fold import State, fold
+from .record import Record
 from .tape import Gone, Tape
 
 
@@ -53,15 +58,37 @@ def _claim(state: State) -> int | None:
     return min((call.event_id for call in step.calls if call.status == "running"), default=None)
 
 
+class Expired(Exception):
+    """Deltas that a reader has not seen have expired. Whoever asks again with its cursor is told so."""
+
+
 async def whole_after(tape: Tape, conversation: str, after: int) -> int:
     """The earliest cursor, `after` or a later one, after which every event is still kept. Raises `Unavailable`.
 
-    Each event names its predecessor, so where deltas have expired the log shows it.
+    Each event names its predecessor, so where deltas have expired the log shows it. It need not be read any further
+    than where they are too young for that.
     """
     whole = seen = after
-    async for page in tape.pages(conversation, after):
-        for record in page:
-            if record.prev is not None and record.prev > seen:
-                whole = record.prev
-            seen = record.seq
+    async with contextlib.aclosing(tape.pages(conversation, after)) as pages:
+        async for page in pages:
+            for record in page:
+                if record.prev is not None and record.prev > seen:
+                    whole = record.prev
+                seen = record.seq
+            if not may_have_expired(tape, page[-1].stored_at.timestamp() * 1000):
+                break
     return whole
+
+
+def check_whole(page: Iterable[Record], after: int) -> None:
+    """Raises `Expired` where an event between event `after` and the last of a page is not in it."""
+    for record in page:
+        if record.prev is not None and record.prev > after:
+            raise Expired("deltas have expired before they were read")
+        after = record.seq
+
+
+def may_have_expired(tape: Tape, ts: float) -> bool:
+    """Whether a delta from `ts`, in ms since the epoch, may be gone by now, as far as clocks agree."""
+    ttl_s = tape.deployment.delta_ttl_s
+    return ttl_s > 0 and now_ms() - ts > (ttl_s - limits.EXPIRY_MARGIN_S) * 1000
