@@ -3,15 +3,19 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
 from tapeline import audit, events, limits, subjects
+from tapeline.append import Chain
 from tapeline.connection import api
+from tapeline.fold import State, fold
 from tapeline.record import Entry
-from tapeline.replay import whole_after
+from tapeline.replay import outline, snapshot, whole_after
 from tapeline.tape import Tape
 
 from tests.client import NDJSON, SSE, Client, as_received, log_of, problem, stored, types
@@ -162,3 +166,91 @@ async def test_a_replay_of_a_run_waits_for_that_run_alone_and_ends_with_it(stack
     for accept, status in ((SSE, 204), (NDJSON, 200)):
         response = await client.get_events(conversation, str(mine[-1].seq), accept, run=runs[1], pace=pace)
         assert (response.status_code, response.content) == (status, b""), "an EventSource would come back for ever"
+
+
+RESULTS: Final = 40
+RESULT_CHARS: Final = 500_000
+
+
+async def large(tape: Tape, conversation: str) -> int:
+    """A run of many large results, and a step after them that is being written; what they have in bytes."""
+    chain = Chain(tape, conversation, 0)
+    run: dict[str, Any] = {"run": "r", "ts": 1}
+    await chain.append(subjects.INPUT, events.Conversation(run=events.NO_RUN, ts=1, owner="ann"))
+    await chain.append(subjects.INPUT, events.Message(**run, content="hi"))
+    step: dict[str, Any] = {**run, "step": 1, "attempt": 1}
+    await chain.append(subjects.MODEL, events.Step(**step, worker="w", trigger=2))
+    await chain.append(subjects.MODEL, events.Answer(**step, finish="tool_calls", text="x" * RESULT_CHARS))
+    for number in range(RESULTS):
+        call: dict[str, Any] = {"call": f"c{number}", "tool": "t"}
+        await chain.append(subjects.call("t"), events.ToolCall(**step, **call, arguments={}, deadline=2))
+        result = events.ToolResult(**run, **call, outcome="ok", content="y" * RESULT_CHARS)
+        await chain.append(subjects.TOOL, result)
+    return (RESULTS + 1) * RESULT_CHARS
+
+
+async def traced(coroutine: Coroutine[Any, Any, State]) -> tuple[State, int]:
+    """What it returns, and the most bytes that it took."""
+    tracemalloc.start()
+    try:
+        return await coroutine, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_decision_about_a_huge_conversation_takes_little_memory(tape: Tape) -> None:
+    size = await large(tape, "c")
+    state, most = await traced(outline(tape, "c", "c7"))
+    print(f"{size / 1e6:.0f} MB: {most / 1e6:.1f} MB at most")
+    assert most < size / 4
+    calls = state.runs["r"].calls
+    assert [call.status for call in calls.values()] == ["done"] * RESULTS
+    assert {name for name, call in calls.items() if call.content is not None} == {"c7"}
+    shown, most = await traced(snapshot(tape, "c"))
+    print(f"a snapshot: {most / 1e6:.1f} MB at most")
+    assert most < size * 1.5, "all of it is to be shown, but need not be there twice"
+    assert shown.runs["r"].calls["c0"].content == "y" * RESULT_CHARS
+
+
+async def test_a_snapshot_is_what_all_events_add_up_to_wherever_the_log_ends(tape: Tape) -> None:
+    """Deltas are read after the facts, and only where they can count."""
+    chain = Chain(tape, "c", 0)
+    run: dict[str, Any] = {"run": "r", "ts": 1}
+    one, again = ({**run, "step": 1, "attempt": attempt} for attempt in (1, 2))
+    two = {**run, "step": 2, "attempt": 1}
+    named: list[dict[str, Any]] = [{"call": call, "tool": "t"} for call in ("a", "b")]
+    calls = [{**run, **call} for call in named]
+    written: list[tuple[str, events.Event]] = [
+        (subjects.INPUT, events.Conversation(run=events.NO_RUN, ts=1, owner="ann")),
+        (subjects.INPUT, events.Message(**run, content="hi")),
+        (subjects.MODEL, events.Step(**one, worker="w", trigger=2)),
+        (subjects.MODEL_DELTA, events.Thinking(**one, text="hm")),
+        (subjects.MODEL_DELTA, events.Token(**one, text="a")),
+        (subjects.MODEL, events.Step(**again, worker="v", trigger=2, text="kept")),
+        (subjects.MODEL_DELTA, events.Token(**one, text="too late")),
+        (subjects.MODEL_DELTA, events.Token(**again, text="b")),
+        (subjects.INPUT, events.Message(run="next", ts=1, content="and then?", on_busy="queue")),
+        (subjects.MODEL_DELTA, events.ToolInput(**again, call="a", tool="t", text="{}")),
+        (subjects.MODEL, events.Answer(**again, finish="tool_calls", text="keptb")),
+        *((subjects.call("t"), events.ToolCall(**again, **call, arguments={}, deadline=2)) for call in named),
+        (subjects.TOOL, events.ToolStarted(**calls[0], worker="w", attempt=1, delivery=1)),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[0], text="a1")),
+        (subjects.TOOL, events.ToolStarted(**calls[1], worker="w", attempt=1, delivery=1)),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[1], text="b1")),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[0], fraction=0.5, text="a2")),
+        (subjects.TOOL, events.ToolStarted(**calls[1], worker="v", attempt=2, delivery=2)),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[1], text="b2")),
+        (subjects.TOOL, events.ToolResult(**calls[0], outcome="ok", content=1)),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[0], text="too late")),
+        (subjects.TOOL_DELTA, events.ToolProgress(**calls[1], text="b3")),
+        (subjects.TOOL, events.ToolResult(**calls[1], outcome="ok", content=2)),
+        (subjects.MODEL, events.Step(**two, worker="w", trigger=2)),
+        (subjects.MODEL_DELTA, events.Token(**two, text="so")),
+    ]  # fmt: skip
+    for kind, event in written:
+        last = await chain.append(kind, event)
+        everything = fold(await tape.read("c"))
+        shown = await snapshot(tape, "c")
+        assert shown.last_event_id <= last, "where no delta counts, it may be that of the last fact"
+        shown.last_event_id = everything.last_event_id
+        assert shown == everything

@@ -11,7 +11,7 @@ from tapeline import events, subjects, telemetry
 from tapeline.append import Chain, Overtaken
 from tapeline.clock import now_ms
 from tapeline.fold import CallState, RunState, State
-from tapeline.replay import load, may_have_expired, snapshot, whole_after
+from tapeline.replay import may_have_expired, outline, snapshot, whole_after
 from tapeline.tape import Tape
 
 from . import answer
@@ -107,10 +107,10 @@ class Conversations:
             await self.listing.remove(user, conversation)
             return
 
-    async def owned(self, user: str, conversation: str) -> State:
-        """The conversation's state from its facts, if it is the user's."""
+    async def owned(self, user: str, conversation: str, call: str = "") -> State:
+        """The outline of the conversation, with what `call` returned, if it is the user's."""
         await self.check_owner(user, conversation)
-        return _of(user, await load(self._tape, conversation))
+        return _of(user, await outline(self._tape, conversation, call))
 
     async def check_cursor(self, conversation: str, about: About, after: int, *, full: bool) -> None:
         """Raises `Problem` 410 where nobody can go on after this cursor without missing something."""
@@ -214,7 +214,7 @@ class Conversations:
 
     async def returned(self, user: str, conversation: str, run: str, call: str) -> CallState:
         """A call that has returned something; which that is, is on the tape or beside it."""
-        found = call_in(run_in(await self.owned(user, conversation), run), call)
+        found = call_in(run_in(await self.owned(user, conversation, call), run), call)
         if found.status != "done":
             raise Problem(404, "no_result", "The call has not ended yet: wait for its `tool_result`.")
         if found.is_error and found.content is None and found.stored is None:

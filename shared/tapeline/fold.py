@@ -4,7 +4,7 @@ Facts alone are enough; deltas, where they are given, fill in the step that is s
 superseded attempts, late ones, second results and unknown types change nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -197,13 +197,37 @@ class State(msgspec.Struct, kw_only=True):
         return counted
 
 
-def fold(records: Iterable[Record], state: State | None = None) -> State:
-    """The state after these events, `state` being the one before them (which is used up)."""
+def fold(
+    records: Iterable[Record],
+    state: State | None = None,
+    read: Callable[[Record], AnyEvent | Unknown] = Record.event,
+) -> State:
+    """The state after these events, `state` being the one before them (which is used up).
+
+    Deltas may come after facts that were stored later than they: what those have ended, they do not add to.
+    """
     state = state or State()
     for record in records:
-        apply(state, record.seq, record.event())
+        apply(state, record.seq, read(record))
         state.deleted = state.deleted or record.deletes
     return state
+
+
+def brief(record: Record, call: str = "") -> AnyEvent | Unknown:
+    """The event without what was written and returned, but for what `call` returned: no decision of an edge depends on
+    that, and a conversation can have any amount of it.
+    """
+    event = record.event()
+    match event:
+        case Answer():
+            event.text, event.thinking, event.calls = "", "", []
+        case Step():
+            event.text, event.thinking = "", ""
+        case ToolCall() | Approval():
+            event.arguments = None
+        case ToolResult() if event.call != call:
+            event.content = None
+    return event
 
 
 def apply(state: State, seq: int, event: AnyEvent | Unknown) -> None:
@@ -251,7 +275,7 @@ def _in_run(state: State, run: RunState, seq: int, event: Event) -> None:
             return
         case ToolProgress():
             call = run.calls.get(event.call)
-            if call and call.status == "running":
+            if call and call.status == "running" and seq > call.event_id:
                 call.progress = {"fraction": event.fraction, "message": event.message}
                 call.output += event.text
             return

@@ -5,11 +5,12 @@ reads on until what the leader has is there.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from . import limits, subjects
 from .clock import now_ms
-from .fold import State, fold
+from .events import AnyEvent, Unknown
+from .fold import State, brief, fold
 from .record import Record
 from .tape import Gone, Tape
 
@@ -20,12 +21,25 @@ async def load(tape: Tape, conversation: str) -> State:
     `last_event_id` is the log's last sequence, which a writer may put its fence on: no fact before it is missing.
     Raises `Gone` where it is deleted at this moment, `Unavailable`.
     """
+    return await _load(tape, conversation, Record.event)
+
+
+async def outline(tape: Tape, conversation: str, call: str = "") -> State:
+    """As `load`, without what was written and returned, but for what `call` returned: in memory that depends on how
+    many facts there are, and not on how large.
+    """
+    return await _load(tape, conversation, lambda record: brief(record, call))
+
+
+async def _load(tape: Tape, conversation: str, read: Callable[[Record], AnyEvent | Unknown]) -> State:
     await tape.confirm(conversation)
     last = await tape.last(conversation)
+    state = State()
     if not last:
-        return State()  # whatever a replica has of it was purged
+        return state  # whatever a replica has of it was purged
     newest = await tape.newest_fact(conversation, last)
-    state = fold(await tape.read(conversation, kind=subjects.FACTS, until=newest))
+    async for page in tape.pages(conversation, kind=subjects.FACTS, until=newest):
+        state = fold(page, state, read)
     state.last_event_id = max(last, state.last_event_id)
     return state
 
@@ -35,16 +49,16 @@ async def snapshot(tape: Tape, conversation: str) -> State:
 
     A reader that follows after `last_event_id` continues exactly there. Raises as `load` does.
     """
-    facts = await tape.read(conversation, kind=subjects.FACTS)
-    state = fold(facts)
-    claim = _claim(state)
+    state = State()
+    async for page in tape.pages(conversation, kind=subjects.FACTS):
+        state = fold(page, state)
+    claim, folded = _claim(state), state.last_event_id
     if claim is None:
         return state
-    state = fold(record for record in facts if record.seq <= claim)
     async for page in tape.pages(conversation, claim):
         if not page[0].follows(claim):
             raise Gone
-        state = fold(page, state)
+        state = fold((record for record in page if record.seq > folded or not record.is_fact), state)
     return state
 
 
