@@ -22,6 +22,24 @@ RUNS = ["r1", "r2", "r3"]
 CALLS = ["c1", "c2", "c3"]
 WORDS = ["", "a ", "é\n", "\u2028 ", "👩\u200d🚀", "\u202e x\ufeff", "__proto__", "w" * 50]
 VALUES: list[Any] = [None, False, 0, "", "constructor", [], {"a": [1]}, {"__proto__": 1}]
+WRONG: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    7,
+    0.5,
+    1.5,
+    "",
+    "x",
+    "0" * 64 + "\n",
+    [],
+    [None],
+    ["x"],
+    {},
+    {"x": "y"},
+    {"x": 2},
+]
 USAGE = [{}, {"input_tokens": 3}, {"output_tokens": 2, "input_tokens": 1}]
 DONE = ["stop", "stopped", "max_steps"]
 
@@ -76,13 +94,23 @@ def chain(chance: random.Random) -> tuple[list[Event], State]:
     for number in range(2, chance.randint(2, EVENTS_MAX)):
         seq = number if chance.random() < 0.95 else chance.randint(1, number)  # again, or out of order
         event = {"id": seq, "ts": chance.randint(1, 1_000), **body(chance, state)}
-        if chance.random() < 0.05:  # of a writer that is broken
-            name = chance.choice([name for name in event if name not in ("id", "type")])
-            del event[name]
+        if chance.random() < 0.1:
+            damage(chance, event)
         stored.append(event)
         if seq > state.last_event_id:
             state = fold(vectors.records([event]), state)
     return stored, state
+
+
+def damage(chance: random.Random, event: Event) -> None:
+    """Makes it an event of a writer that is broken: one that lacks a field, or has something else there."""
+    parts: list[Event] = [event, *(part for part in (event.get("stored"), *event.get("calls", [])) if part)]
+    part = chance.choice(parts)
+    name = chance.choice([name for name in part if name not in ("id", "type")])
+    if chance.random() < 0.3:
+        del part[name]
+    else:
+        part[name] = chance.choice(WRONG)
 
 
 def body(chance: random.Random, state: State) -> Event:

@@ -5,8 +5,9 @@
 import type * as events from "./events.ts";
 import type { CallPhase, Phase, Signal } from "./transitions.ts";
 import { CALL_TRANSITIONS, TRANSITIONS, callSignalOf, signalOf, signalsOf } from "./transitions.ts";
-import { REQUIRED } from "./required.ts";
+import { DELTAS } from "./schema.ts";
 import { derived } from "./title.ts";
+import { isValid } from "./valid.ts";
 
 /**
  * An event as it is on the tape, with its place there: the cursor, which only grows. One of a type that this version
@@ -190,12 +191,12 @@ const NEW_CALL = {
 } as const;
 
 /**
- * The state after `event`. One that was applied already changes nothing; one of an unknown type, or without what its
- * type must have, nothing that is shown.
+ * The state after `event`. One that was applied already changes nothing; one of an unknown type, or not what its type
+ * says, nothing that is shown.
  */
 export function reduce(state: State, event: StoredEvent): State {
   if (!(event.id > state.last_event_id)) return state;
-  const next = isWhole(event) ? applied(state, event) : state;
+  const next = isValid(event) ? applied(state, event) : state;
   return { ...next, last_event_id: event.id, phase: phaseOf(next) };
 }
 
@@ -229,15 +230,6 @@ export function activeRun({ runs, deleted }: Pick<State, "runs" | "deleted">): R
 /** Whether `run` has its terminal event. */
 export function ended(run: Run): boolean {
   return run.ended_event_id !== null;
-}
-
-/** Whoever runs a pool of tools writes events, and a broken one must not break the page. */
-function isWhole(event: StoredEvent): boolean {
-  if (!Object.hasOwn(REQUIRED, event.type)) return false;
-  const given: Record<string, unknown> = { ...event };
-  return Object.entries(REQUIRED[event.type] ?? {}).every(([name, type]) =>
-    type ? typeof given[name] === type : name in given,
-  );
 }
 
 function phaseOf(state: Pick<State, "runs" | "deleted">): Phase {
@@ -310,20 +302,8 @@ function moved(run: Run, signal: Signal | null): Run {
 function inRun(run: Run, event: StoredEvent): Run {
   const changed = written(run, event);
   const next = changed === run ? run : moved(changed, signalOf(event, changed));
-  return FACTS.has(event.type) ? waited({ ...next, facts: next.facts + 1 }, event.ts) : next;
+  return DELTAS.has(event.type) ? next : waited({ ...next, facts: next.facts + 1 }, event.ts);
 }
-
-const FACTS: ReadonlySet<string> = new Set<StoredEvent["type"]>([
-  "stop",
-  "step",
-  "answer",
-  "tool_call",
-  "approval",
-  "tool_started",
-  "tool_result",
-  "done",
-  "error",
-]);
 
 function written(run: Run, event: StoredEvent): Run {
   switch (event.type) {
