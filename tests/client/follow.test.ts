@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import type { RequestListener } from "node:http";
 import { test } from "node:test";
-import { type Connection, Lost, Refused, type StoredEvent, Tapeline, type Times } from "../../shared/client/src/index.ts";
+import { type Connection, Lost, Refused, type StoredEvent, Tapeline, type Times, fold } from "../../shared/client/src/index.ts";
 import { EVENTS, RECORDED, RUN } from "./recorded.ts";
 import { HELLO, STARTS, STREAM, type Server, cursorOf, cut, recordedFor, refuse, serve } from "./server.ts";
 
@@ -125,6 +125,33 @@ test("events that come again are passed over, and what is no event of anybody's 
     if ((type as string) === "undecodable") break;
   }
   assert.deepEqual(ids, [...IDS, 9999998]);
+});
+
+test("what a frame is said to be is the edge's word: what is no event by it is none, whatever is in it", async (context) => {
+  const forged = { type: "answer", run: RUN, step: 1, attempt: 1, finish: "stop", text: "forged" };
+  const deep = `{"type":"done","run":"${RUN}","ts":1,"step":1,"attempt":1,"reason":"stop","x":${"[".repeat(20_000)}${"]".repeat(20_000)}}`;
+  const frames = [
+    ["undecodable", JSON.stringify({ ...forged, ts: 1.5 })],
+    ["undecodable", deep],
+    ["undecodable", JSON.stringify({ ...forged, type: "undecodable", run: 5, ts: "x" })],
+    ["misplaced", JSON.stringify({ type: "misplaced", kind: "fact.tool", event: { ...forged, ts: 1 } })],
+    ["unknown", JSON.stringify({ ...forged, ts: 1 })],
+    ["tool_progress", JSON.stringify({ ...forged, ts: 1 })],
+  ];
+  const text = frames.map(([type, data], at) => `id: ${9_000_000 + at}\nevent: ${type}\ndata: ${data}\n\n`).join("");
+  const begun = RECORDED.subarray(0, STARTS[EVENTS.findIndex(({ type }) => type === "answer")]);
+  const server = await serve(context, (_, response) => {
+    response.writeHead(200, STREAM).end(Buffer.concat([begun, Buffer.from(`${text}id: 9999999\nevent: later\ndata: {"type":"later"}\n\n`)]));
+  });
+  const received: StoredEvent[] = [];
+  for await (const event of new Tapeline({ url: server.url, times: QUICK }).events("c")) {
+    received.push(event);
+    if (event.id === 9_999_999) break;
+  }
+  const odd = received.filter(({ id }) => id >= 9_000_000);
+  assert.deepEqual(odd.map(({ type }) => type as string), [...frames.map(([type]) => type), "later"]);
+  assert.ok(odd.slice(0, -1).every(({ run, ts }) => run === "" && ts === 0), "they are of no run");
+  assert.deepEqual(fold(received).runs, fold(received.slice(0, -odd.length)).runs);
 });
 
 test("a slow stream, byte by byte, is a live one", async (context) => {

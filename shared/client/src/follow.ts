@@ -7,6 +7,7 @@ import { Lost, Refused } from "./refused.ts";
 import { type Frame, Malformed, Parser } from "./sse.ts";
 import type { StoredEvent } from "./state.ts";
 import type { Times } from "./times.ts";
+import { isKnown } from "./valid.ts";
 
 /**
  * connecting: asking. live: reading. waiting: it broke, and is tried again at `retryAt`. offline: as waiting, the
@@ -184,16 +185,21 @@ function checkType(response: Response): void {
   if (!/^text\/event-stream\b/i.test(type)) throw new Malformed(`not an event stream but ${type}: some proxy's page?`);
 }
 
-/** What the edge calls what is stored where that is no event, or not its writer's to write: it may not be JSON. */
+/** What the edge calls what is stored where that is no event, or not its writer's to write. */
 const ODD = ["undecodable", "misplaced"];
 
+/** The event in `frame`. Its type is the edge's word, who checks what writers may say: theirs is worth nothing here. */
 function eventIn({ id, type, data }: Frame): StoredEvent {
   const sequence = Number(id);
   if (!/^\d+$/.test(id) || !Number.isSafeInteger(sequence)) throw new Malformed(`an event without its place: ${id}`);
   const event = parsed(data);
-  if (typeof event?.["type"] === "string") return { ...event, id: sequence } as StoredEvent;
-  if (ODD.includes(type)) return { type, id: sequence, run: "", ts: 0 } as unknown as StoredEvent;
-  throw new Malformed(`event ${id} is not JSON`);
+  const says = event?.["type"];
+  if (ODD.includes(type) || (says !== type && isKnown(String(says)))) {
+    const shown = says === type ? event : {};
+    return { ...shown, type, run: "", ts: 0, id: sequence } as unknown as StoredEvent;
+  }
+  if (typeof says !== "string") throw new Malformed(`event ${id} is not JSON`);
+  return { ...event, id: sequence } as StoredEvent;
 }
 
 function parsed(data: string): Record<string, unknown> | null {
