@@ -210,6 +210,19 @@ async def test_a_killed_worker_leaves_one_result_per_call(tape: Tape, workers: S
     assert shown[-1] == whole
 
 
+async def test_what_a_version_began_that_must_not_run_twice_no_other_runs_again(tape: Tape, workers: Start) -> None:
+    one = await workers()
+    asked = Asked(tape)
+    (call,) = await asked.call("revised", {"seconds": 60})
+    await until("it runs", lambda: noted(one, 1))
+    await one.end(signal.SIGKILL)
+    other = await workers(env={"TOOLBOX_REVISED": "1"})
+    offered = {offer.tool.idempotent for offer in await Registry(tape).offers() if offer.tool.name == "revised"}
+    assert offered == {False, True}, "the killed worker's offer is still there"
+    assert (await asked.result(call, 2 * limits.ACK_WAIT_S)).outcome == "unknown"
+    assert other.noted() == [f"revised {call} 1"]
+
+
 async def test_a_paused_worker_adds_nothing_when_it_comes_back(tape: Tape, workers: Start) -> None:
     zombie = await workers()
     assert zombie.process is not None
@@ -476,7 +489,7 @@ def state(call: dict[str, Any] | None, **run: Any) -> State:
     return State(runs={"r": RunState(run="r", status="active", message=message, steps=[step], **run)})  # type: ignore[arg-type]
 
 
-RUNNING = {"status": "running", "worker": "w", "attempt": 1, "delivery": 1}
+RUNNING = {"status": "running", "worker": "w", "attempt": 1, "delivery": 1, "idempotent": True}
 
 
 @pytest.mark.parametrize(
@@ -490,6 +503,7 @@ RUNNING = {"status": "running", "worker": "w", "attempt": 1, "delivery": 1}
         (RUNNING | {"delivery": 3}, {}, 2, False, Nothing(over=False)),
         (RUNNING, {}, 2, True, 2),
         (RUNNING, {}, 2, False, "unknown"),
+        (RUNNING | {"idempotent": False}, {}, 2, True, "unknown"),
         (RUNNING, {"stopped": True}, 2, False, "unknown"),
         (RUNNING, {"stopped": True}, 2, True, "stopped"),
         (RUNNING | {"attempt": limits.TOOL_ATTEMPTS_MAX, "delivery": 7}, {}, 8, True, "unknown"),

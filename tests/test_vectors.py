@@ -159,7 +159,8 @@ def body(chance: random.Random, state: State) -> Event:
             verdict = {"approved": chance.random() < 0.7, **some(chance, arguments={"x": 1}, reason="so", by="me")}
             return {"type": "approval", "run": run, "call": call["call"], **verdict}
         case "tool_started":
-            return {"type": "tool_started", "run": run, **call, "worker": "t", **some(chance, attempt=2, delivery=3)}
+            extras = some(chance, attempt=2, delivery=3, idempotent=True)
+            return {"type": "tool_started", "run": run, **call, "worker": "t", **extras}
         case "tool_progress":
             extras = some(chance, fraction=0.5, message="half", text=word(chance))
             return {"type": "tool_progress", "run": run, **call, **extras}

@@ -66,6 +66,14 @@ async def again(seconds: float, context: Context) -> str:
     return "done"
 
 
+@tool(idempotent="TOOLBOX_REVISED" in os.environ)
+async def revised(seconds: float, context: Context) -> str:
+    """May be run again in its second version only."""
+    note("revised", context)
+    await asyncio.sleep(seconds if context.attempt == 1 else 0)
+    return "done"
+
+
 @tool(max_concurrency=1)
 async def alone(seconds: float, context: Context) -> str:
     """One at a time."""

@@ -230,6 +230,9 @@ class ToolStarted(ToolEvent, tag="tool_started"):
     worker: str
     attempt: int = 1
     delivery: Annotated[int, Meta(description="Which delivery of the `tool_call`; only a later one may take over.")] = 1
+    idempotent: Annotated[bool, Meta(description="Whether what the worker begins may be run again, were it lost.")] = (
+        False
+    )
 
 
 class ToolProgress(ToolEvent, tag="tool_progress"):

@@ -59,6 +59,8 @@ class CallState(msgspec.Struct, kw_only=True):
     attempt: int = 0
     delivery: int = 0
     """Of the `tool_call`, with which its worker claimed it."""
+    idempotent: bool = False
+    """Whether what its worker has begun may be run again."""
     event_id: int = 0
     """Sequence of the worker's claim."""
     started_ts: int | None = None
@@ -289,7 +291,8 @@ def _in_run(state: State, run: RunState, seq: int, event: Event) -> None:
             call = run.calls.get(event.call)
             if call and call.status in ("pending", "running"):
                 call.status, call.worker, call.attempt = "running", event.worker, event.attempt
-                call.delivery, call.event_id, call.started_ts = event.delivery, seq, event.ts
+                call.delivery, call.idempotent = event.delivery, event.idempotent
+                call.event_id, call.started_ts = seq, event.ts
                 call.progress, call.output = None, ""  # an attempt before it no longer counts
         case ToolResult():
             call = run.calls.get(event.call)

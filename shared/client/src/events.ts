@@ -303,6 +303,10 @@ export interface ToolStarted {
    * Which delivery of the `tool_call`; only a later one may take over.
    */
   delivery?: number;
+  /**
+   * Whether what the worker begins may be run again, were it lost.
+   */
+  idempotent?: boolean;
   run: string;
   /**
    * Written at, ms since the epoch, by the writer's clock.

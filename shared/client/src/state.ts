@@ -89,6 +89,7 @@ export interface Call {
   readonly worker: string;
   readonly attempt: number;
   readonly delivery: number;
+  readonly idempotent: boolean; // whether what its worker has begun may be run again
   readonly event_id: number; // of the worker's claim
   readonly started_ts: number | null;
   readonly progress: { readonly fraction: number | null; readonly message: string } | null;
@@ -178,6 +179,7 @@ const NEW_CALL = {
   worker: "",
   attempt: 0,
   delivery: 0,
+  idempotent: false,
   event_id: 0,
   started_ts: null,
   progress: null,
@@ -329,9 +331,9 @@ function written(run: Run, event: StoredEvent): Run {
       return inCall(run, event, { approved, decided_by: by, reason, ...edited });
     }
     case "tool_started": {
-      const { worker, attempt = 1, delivery = 1, id, ts } = event;
+      const { worker, attempt = 1, delivery = 1, idempotent = false, id, ts } = event;
       const afresh = { progress: null, output: "" }; // an attempt before it no longer counts
-      return inCall(run, event, { worker, attempt, delivery, event_id: id, started_ts: ts, ...afresh });
+      return inCall(run, event, { worker, attempt, delivery, idempotent, event_id: id, started_ts: ts, ...afresh });
     }
     case "tool_progress": {
       const { fraction = null, message = "", text = "" } = event;

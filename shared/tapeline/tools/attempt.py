@@ -111,6 +111,7 @@ class Attempt:
             worker=self.worker,
             attempt=action.attempt,
             delivery=self.delivery.number,
+            idempotent=self.tool.idempotent,
         )
         await chain.append(subjects.TOOL, claim, telemetry.carrier())
         name = {"gen_ai.tool.name": self.tool.name}

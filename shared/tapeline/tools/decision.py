@@ -39,7 +39,8 @@ def decide(
     """What to do, `now` being in ms since the epoch; the rest is what the tool's author has said of it.
 
     A call that was claimed with this delivery or a later one is in better hands. One that was claimed with an
-    earlier delivery has lost its worker: the server delivers again only what nobody keeps alive.
+    earlier delivery has lost its worker: the server delivers again only what nobody keeps alive. What that one began
+    may have been another version, so both must be idempotent before it is run again.
     """
     if state.deleted:
         return Nothing(over=True)
@@ -50,7 +51,7 @@ def decide(
     if call.status == "running":
         if call.delivery >= delivery:
             return Nothing(over=False)
-        if not idempotent:
+        if not (call.idempotent and idempotent):
             return Settle("unknown", "its worker was lost while it ran; whether it had its effect is not known")
         if call.attempt >= limits.TOOL_ATTEMPTS_MAX:
             return Settle("unknown", f"it lost {call.attempt} workers while it ran, and is not tried again")
