@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 from tapeline import limits
 from tapeline.tools import Context, tool
 
@@ -41,6 +42,24 @@ def never() -> None:
     """Never returns, and cannot be cancelled."""
     while True:
         time.sleep(0.1)
+
+
+class Load(msgspec.Struct):
+    """Takes for ever to be made."""
+
+    kg: int
+
+    def __post_init__(self) -> None:
+        never()
+
+
+@tool
+def weigh(load: Load) -> int:
+    """Never has its arguments."""
+    return load.kg
+
+
+weigh_in_a_process = tool(process=True, name="weigh_in_a_process")(weigh.function)
 
 
 @tool(process=True)

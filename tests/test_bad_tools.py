@@ -31,6 +31,8 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("never", {}, "timeout", "did not end in time"),
     ("never_async", {}, "timeout", "did not end in time"),
     ("never_in_a_process", {}, "timeout", "did not end in time"),
+    ("weigh", {"load": {"kg": 1}}, "timeout", "did not end in time"),
+    ("weigh_in_a_process", {"load": {"kg": 1}}, "timeout", "did not end in time"),
     ("exit_in_a_process", {"code": 3}, "error", "its process ended with exit code 3"),
     ("exit_in_a_process", {"code": 0}, "error", "its process ended with exit code 0"),
     ("crash_in_a_process", {}, "error", "its process was killed by SIGSEGV"),

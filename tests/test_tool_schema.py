@@ -25,6 +25,8 @@ from msgspec import Meta
 from tapeline import limits
 from tapeline.tools import Context, ToolError, tool
 from tapeline.tools.context import Flag
+from tapeline.tools.execution import run
+from tapeline.tools.place import Loop
 from tapeline.tools.schema import Invalid
 from tapeline.tools.testing import call_tool
 
@@ -549,6 +551,31 @@ async def test_arguments_nested_too_deeply_are_an_error() -> None:
     assert called.message == "invalid arguments: nested too deeply"
     called = await call_tool(pack, {"item": {"sku": "a"}, "tree": deep})
     assert called.message == "invalid arguments: nested too deeply"
+
+
+async def test_a_validator_that_blocks_is_left_behind_at_the_deadline() -> None:
+    over = threading.Event()
+
+    class Slow(msgspec.Struct):
+        grams: int
+
+        def __post_init__(self) -> None:
+            assert over.wait(10), "nobody's loop waits for it"
+
+    @tool
+    def weigh(it: Slow) -> None: ...
+
+    @tool
+    async def weigh_async(it: Slow) -> None: ...
+
+    loop = Loop()
+    try:
+        for one in (weigh, weigh_async):
+            context = Context(tool=one.name, call="c", deadline=time.time() + 0.2)
+            assert (await run(one, {"it": {"grams": 1}}, context, loop)).outcome == "timeout"
+    finally:
+        over.set()
+        await loop.close()
 
 
 # What a tool returns

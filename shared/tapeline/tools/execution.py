@@ -6,6 +6,7 @@ is a result that the model can read.
 
 import asyncio
 import dataclasses
+import functools
 import importlib
 import json
 import operator
@@ -61,16 +62,7 @@ async def run(tool: AnyTool, arguments: Any, context: Context, loop: Loop | None
     within its deadline, is cancelled, and a process is killed; a thread can be neither, so it is left behind and
     what it returns is dropped: it can see that its time is over, for `stopped` is set then.
     """
-    try:
-        values = tool.arguments.convert(arguments)
-    except Invalid as error:
-        return Result("error", message=readable(error))
-    except Exception as error:  # the author's own code: a validator, a __post_init__
-        context.log.exception("its arguments could not be made")
-        return Result("error", message=f"the tool {tool.name} failed: {type(error).__name__}")
-    if tool.arguments.context_name:
-        values[tool.arguments.context_name] = context
-    work = _started(tool, arguments, values, context, loop)
+    work = _started(tool, arguments, context, loop)
     stop = asyncio.create_task(context.stopped.wait())
     turn = _Turn()
     try:
@@ -138,14 +130,28 @@ class _Turn:
             _turns.release()
 
 
-def _started(tool: AnyTool, arguments: Any, values: dict[str, Any], context: Context, loop: Loop | None) -> Work:
+def _started(tool: AnyTool, arguments: Any, context: Context, loop: Loop | None) -> Work:
     name = f"tool {tool.name} {context.call}"
-    if tool.process:  # which finds the tool by its name, and converts the arguments itself: not every value pickles
+    if tool.process:  # which finds the tool by its name: not every function pickles
         return in_process(_call, (tool.function.__module__, tool.function.__qualname__, arguments), context)
-    function = generators.plain(tool.function, context)
     if not tool.is_async:
-        return in_thread(lambda: function(**values), name)
-    return loop.start(function(**values), name) if loop else on_this_loop(function(**values))
+        return in_thread(lambda: _prepared(tool, arguments, context)(), name)
+    awaited = _awaited(tool, arguments, context)
+    return loop.start(awaited, name) if loop else on_this_loop(awaited)
+
+
+def _prepared(tool: AnyTool, arguments: Any, context: Context) -> Callable[[], Any]:
+    """The function with all that it is given. Where it runs, since validators are the author's code as well. Raises
+    `Invalid`, and whatever they do.
+    """
+    values = tool.arguments.convert(arguments)
+    if tool.arguments.context_name:
+        values[tool.arguments.context_name] = context
+    return functools.partial(generators.plain(tool.function, context), **values)
+
+
+async def _awaited(tool: AnyTool, arguments: Any, context: Context) -> Any:
+    return await _prepared(tool, arguments, context)()
 
 
 def _call(module: str, name: str, arguments: Any, context: Context) -> Result:
@@ -153,14 +159,11 @@ def _call(module: str, name: str, arguments: Any, context: Context) -> Result:
     found = operator.attrgetter(name)(importlib.import_module(module))
     # `other = tool(process=True)(function)` leaves the name to the function.
     tool: AnyTool = found if isinstance(found, Tool) else Tool(found, name=context.tool)
-    values = tool.arguments.convert(arguments)
-    if tool.arguments.context_name:
-        values[tool.arguments.context_name] = context
-
-    function = generators.plain(tool.function, context)
 
     def ended() -> Any:
-        return asyncio.run(function(**values)) if tool.is_async else function(**values)
+        return (
+            asyncio.run(_awaited(tool, arguments, context)) if tool.is_async else _prepared(tool, arguments, context)()
+        )
 
     return _result(tool, context, ended)
 
@@ -173,6 +176,8 @@ def _result(
         value = ended()
     except asyncio.CancelledError:
         return Result("error", message="the tool cancelled itself")
+    except Invalid as error:
+        return Result("error", message=readable(error))
     except ToolError as error:
         return Result("error", message=readable(error) or "the tool failed")
     except Lost as error:

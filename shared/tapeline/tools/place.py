@@ -7,17 +7,22 @@ kind at most: never the worker, which claims, acknowledges and keeps deadlines o
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import logging
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from tapeline import limits
 from tapeline.settings import Broken
 
 log = logging.getLogger(__name__)
+
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
 
 
 class Work(NamedTuple):
@@ -130,8 +135,8 @@ class Loop:
         task = asyncio.current_task(self._loop)
         frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - there is no other way to look
         stack = traceback.extract_stack(frame)
-        ours = max((number for number, line in enumerate(stack) if line.filename == __file__), default=-1)
-        line = stack[ours + 1] if ours + 1 < len(stack) and stack[ours].name == _contained.__name__ else stack[-1]
+        begun = itertools.dropwhile(lambda line: (line.filename, line.name) != (__file__, _contained.__name__), stack)
+        line = next((line for line in begun if not line.filename.startswith(_PACKAGE)), stack[-1])
         who = task.get_name() if task else "nobody"
         return f"({who}, at {line.filename}:{line.lineno} in {line.name}: {line.line})"
 
