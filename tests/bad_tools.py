@@ -15,8 +15,9 @@ from tests.toolbox import add, note
 
 __all__ = ["add"]
 
-if seconds := os.environ.get("BAD_TOOLS_BLOCKED_S"):  # thirty are too long for a test
-    vars(limits)["TOOL_LOOP_BLOCKED_S"] = float(seconds)
+for limit in ("TOOL_LOOP_BLOCKED_S", "TOOL_STUCK_S"):  # which are too long for a test
+    if seconds := os.environ.get(limit):
+        vars(limits)[limit] = float(seconds)
 
 
 @tool
@@ -60,6 +61,26 @@ def weigh(load: Load) -> int:
 
 
 weigh_in_a_process = tool(process=True, name="weigh_in_a_process")(weigh.function)
+
+
+@tool(max_concurrency=2)
+def never_twice(context: Context) -> None:
+    """Never returns, and is asked for more often than it has places."""
+    note("never", context)
+    threading.Event().wait()
+
+
+class Stuck:
+    """What never becomes JSON."""
+
+    def model_dump(self, mode: str) -> None:
+        never()
+
+
+@tool
+def never_json() -> Any:
+    """Returns what never becomes JSON."""
+    return Stuck()
 
 
 @tool(process=True)

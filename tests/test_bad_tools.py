@@ -31,6 +31,7 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("never", {}, "timeout", "did not end in time"),
     ("never_async", {}, "timeout", "did not end in time"),
     ("never_in_a_process", {}, "timeout", "did not end in time"),
+    *[("never_json", {}, "timeout", "has ended, but what it returned did not become JSON in time")] * 3,
     ("weigh", {"load": {"kg": 1}}, "timeout", "did not end in time"),
     ("weigh_in_a_process", {"load": {"kg": 1}}, "timeout", "did not end in time"),
     ("exit_in_a_process", {"code": 3}, "error", "its process ended with exit code 3"),
@@ -80,7 +81,7 @@ async def test_what_a_bad_tool_does_is_one_result_and_the_worker_lives(tape: Tap
 
 
 async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_worker(tape: Tape, workers: Start) -> None:
-    worker = await workers(BAD, env={"BAD_TOOLS_BLOCKED_S": "8"})
+    worker = await workers(BAD, env={"TOOL_LOOP_BLOCKED_S": "8"})
     blocks, ticks, beats, waits, adds = (Asked(tape) for _ in range(5))
     (ticking,) = await ticks.call("tick", {"seconds": 5})
     (beating,) = await beats.call("pulse", {})
@@ -107,6 +108,26 @@ async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_work
     last = worker.said().splitlines()[-1]
     assert last.startswith("tools: the async tools' event loop has been blocked for 8 s (tool block_the_loop")
     assert (await beats.result(beating)).outcome == "unknown", "it drained"
+
+
+async def test_a_tool_that_never_ends_has_its_places_and_no_more_and_then_its_worker_makes_way(
+    tape: Tape, workers: Start
+) -> None:
+    worker = await workers(BAD, env={"TOOL_STUCK_S": "4"})
+    runs = [Asked(tape) for _ in range(4)]
+    calls = [(await asked.call("never_twice", {}, timeout_s=2))[0] for asked in runs[:2]]
+    for asked, call in zip(runs, calls, strict=False):
+        assert (await asked.result(call)).outcome == "timeout"
+    (waiting,) = await runs[2].call("never_twice", {})
+    (adding,) = await runs[3].call("add", {"a": 1, "b": 1})
+    assert (await runs[3].result(adding)).content == 2
+    assert worker.process is not None
+    async with asyncio.timeout(4 + limits.DRAIN_S + 15):
+        assert await worker.process.wait() == 70
+    assert worker.said().splitlines()[-1].startswith("tools: tool never_twice: calls of it do not end")
+    assert not await runs[2].of(ToolStarted, waiting), "there was no place for it"
+    await workers(BAD)
+    await runs[2].started(waiting)
 
 
 @pytest.mark.timeout(90)

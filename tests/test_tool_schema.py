@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
+from uuid import uuid4
 
 import jsonschema
 import msgspec
@@ -25,7 +26,8 @@ from msgspec import Meta
 from tapeline import limits
 from tapeline.tools import Context, ToolError, tool
 from tapeline.tools.context import Flag
-from tapeline.tools.execution import run
+from tapeline.tools.desk import Desk
+from tapeline.tools.execution import Result, run
 from tapeline.tools.place import Loop
 from tapeline.tools.schema import Invalid
 from tapeline.tools.testing import call_tool
@@ -572,7 +574,7 @@ async def test_a_validator_that_blocks_is_left_behind_at_the_deadline() -> None:
     try:
         for one in (weigh, weigh_async):
             context = Context(tool=one.name, call="c", deadline=time.time() + 0.2)
-            assert (await run(one, {"it": {"grams": 1}}, context, loop)).outcome == "timeout"
+            assert (await run(Desk(one, loop), {"it": {"grams": 1}}, context)).outcome == "timeout"
     finally:
         over.set()
         await loop.close()
@@ -916,25 +918,69 @@ async def test_fail_fails() -> None:
     assert (await call_tool(builtin.fail, {"message": "on purpose"})).message == "on purpose"
 
 
-async def test_a_result_that_never_becomes_json_holds_up_no_other() -> None:
-    forever = threading.Event()
+async def test_results_become_json_two_at_a_time_those_included_whose_time_is_over() -> None:
+    free, entered = threading.Event(), list[int]()
 
-    class Stuck(pydantic.BaseModel):
-        @pydantic.model_serializer
-        def serialize(self) -> str:
-            forever.wait(30)
-            return ""
+    class Large:
+        def model_dump(self, mode: str) -> str:
+            entered.append(1)
+            assert free.wait(30)
+            return mode
 
-    @tool
-    def stuck() -> Stuck:
-        return Stuck()
+    @tool(name="give")
+    def give() -> Any:
+        return Large()
 
+    async def called(desk: Desk, timeout_s: float) -> Result:
+        return await run(desk, {}, Context(tool=desk.tool.name, call=uuid4().hex, deadline=time.time() + timeout_s))
+
+    desk = Desk(give)
     try:
-        calls = (call_tool(stuck, timeout_s=0.2) for _ in range(limits.TOOL_ENCODERS_MAX + 1))
-        assert {called.outcome for called in await asyncio.gather(*calls)} == {"timeout"}
-        assert (await call_tool(builtin.calculate, {"expression": "6 * 7"})).content == 42
+        calls = await asyncio.gather(*(called(desk, 0.2) for _ in range(3 * limits.TOOL_ENCODERS_MAX)))
+        assert {one.outcome for one in calls} == {"timeout"}
+        assert {one.message for one in calls} == {
+            "the tool give has ended, but what it returned did not become JSON in time"
+        }
+        assert len(entered) == limits.TOOL_ENCODERS_MAX, "those that had no turn are not made any more"
+        assert (await called(desk, 0.2)).outcome == "timeout"
+        assert len(entered) == limits.TOOL_ENCODERS_MAX, "a turn is held for as long as it is used"
+        assert (await called(Desk(builtin.clock), 30)).outcome == "ok", "another tool has turns of its own"
     finally:
-        forever.set()
+        free.set()
+    assert (await called(desk, 30)).content == "json", "and all is well again"
+
+
+async def test_what_is_left_behind_keeps_its_slot_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    free = threading.Event()
+
+    @tool(max_concurrency=2)
+    def hold() -> None:
+        assert free.wait(30)
+
+    desk = Desk(hold)
+    for call in ("one", "two"):
+        await desk.slots.acquire()
+        context = Context(tool="hold", call=call, deadline=time.time() + 0.1)
+        assert (await run(desk, {}, context)).outcome == "timeout"
+        desk.give_back(call)
+    assert desk.slots.locked()
+    assert desk.stuck_s > 0
+    free.set()
+    async with asyncio.timeout(10):
+        await desk.slots.acquire()
+        await desk.slots.acquire()
+    assert desk.stuck_s == 0
+    assert caplog.text.count("what it returned is dropped") == 2
+
+
+async def test_where_there_can_be_no_more_threads_the_call_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for one in (builtin.calculate, builtin.fail, tool(process=True)(nested)):
+        called = await call_tool(one, {})
+        assert (called.outcome, called.message) == ("error", f"the tool {one.name} failed: RuntimeError")
 
 
 def test_built_in_tools_are_described() -> None:

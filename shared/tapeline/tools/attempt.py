@@ -25,9 +25,8 @@ from tapeline.tape import Gone, Tape
 
 from .context import Context
 from .decision import Nothing, Run, Settle, decide
-from .definition import AnyTool
+from .desk import Desk
 from .execution import Large, Result, run
-from .place import Loop
 from .report import Report
 
 log = logging.getLogger(__name__)
@@ -39,28 +38,27 @@ _queued: Final = _meter.create_histogram("tapeline.tool.queue_time", "s", "From 
 
 
 class Attempt:
-    """What the worker of that name does with one delivery of one call. `cut` is set when it must end at once;
-    async tools run on `loop`."""
+    """What the worker of that name does at a desk with one delivery of one call. `cut` is set when it must end at
+    once."""
 
     def __init__(
         self,
         tape: Tape,
         worker: str,
-        tool: AnyTool,
+        desk: Desk,
         conversation: str,
         call: ToolCall,
         delivery: Delivery,
         cut: asyncio.Event,
-        loop: Loop,
     ) -> None:
         self.tape = tape
         self.worker = worker
-        self.tool = tool
+        self.desk = desk
+        self.tool = desk.tool
         self.conversation = conversation
         self.call = call
         self.delivery = delivery
         self.cut = cut
-        self.loop = loop
 
     async def make(self) -> None:
         """Decides, acts, and decides again where another writer came first, until there is nothing left to do.
@@ -145,7 +143,7 @@ class Attempt:
             say=report.say,
             room=report.room,
         )
-        work = asyncio.create_task(run(self.tool, action.call.arguments, context, self.loop))
+        work = asyncio.create_task(run(self.desk, action.call.arguments, context))
         cut = asyncio.create_task(self.cut.wait())
         reporting = asyncio.create_task(self._report(report, chain, context))
         watching = asyncio.create_task(self._watch(decided_on, context))

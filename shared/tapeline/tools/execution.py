@@ -10,9 +10,7 @@ import functools
 import importlib
 import json
 import operator
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,13 +22,13 @@ from tapeline.events import Outcome
 from . import generators
 from .context import Context, Lost, ToolError, readable
 from .definition import AnyTool, Tool
+from .desk import Desk
 from .models import dumped
-from .place import Loop, Work, in_thread, on_this_loop
+from .place import Work, in_thread, on_this_loop
 from .process import Died, in_process
 from .schema import Invalid
 
 _BINARY: Final = (bytes, bytearray, memoryview)
-_turns: Final = threading.Semaphore(limits.TOOL_ENCODERS_MAX)
 
 
 class Large(NamedTuple):
@@ -55,89 +53,86 @@ class Result:
         return self.outcome != "ok"
 
 
-async def run(tool: AnyTool, arguments: Any, context: Context, loop: Loop | None = None) -> Result:
-    """Calls the tool as the model asked for it; an async one on `loop`, or on the caller's own.
+async def run(desk: Desk, arguments: Any, context: Context) -> Result:
+    """Calls the desk's tool as the model asked for it.
 
     A stop gives the function `TOOL_GRACE_S` to end by itself. An async function that does not end, or not
     within its deadline, is cancelled, and a process is killed; a thread can be neither, so it is left behind and
     what it returns is dropped: it can see that its time is over, for `stopped` is set then.
     """
-    work = _started(tool, arguments, context, loop)
+    tool = desk.tool
     stop = asyncio.create_task(context.stopped.wait())
-    turn = _Turn()
+    work = _started(desk, arguments, context)
+    made: asyncio.Task[Result] | None = None
     try:
-        await _end_of(work, stop, context)
+        await _end_of(work.future, stop, context)
         if work.future.done():
-            # In a thread: large JSON takes a while, and an author's own serializer may take for ever.
-            made = in_thread(lambda: _result(tool, context, work.future.result, turn), f"result of {context.call}")
+            made = asyncio.create_task(_made(desk, context, work.future))
             await _end_of(made, stop, context, limits.TOOL_CANCEL_S)
-            if made.future.done():
-                result: Result = made.future.result()
-                return dataclasses.replace(result, outcome="stopped") if context.stopped else result
-            made.future.cancel()
-            context.log.warning("its result does not become JSON; it is left behind")
-        work.cancel()
-        if work.heeds:
-            await asyncio.wait({work.future}, timeout=limits.TOOL_CANCEL_S)
-        if not work.future.done():
-            context.log.warning("it does not end; it is left behind and what it returns will be dropped")
-        elif not work.future.cancelled() and (raised := work.future.exception()) and not isinstance(raised, Died):
-            context.log.warning("it raised when it was cancelled", exc_info=raised)
+            if made.done():
+                return dataclasses.replace(made.result(), outcome="stopped") if context.stopped else made.result()
+            context.log.warning("its result does not become JSON in time")
+            late = f"the tool {tool.name} has ended, but what it returned did not become JSON in time"
+        else:
+            work.cancel()
+            if work.heeds:
+                await asyncio.wait({work.future}, timeout=limits.TOOL_CANCEL_S)
+            if not work.future.done():
+                context.log.warning("it does not end; it is left behind and what it returns will be dropped")
+            elif not work.future.cancelled() and (raised := work.future.exception()) and not isinstance(raised, Died):
+                context.log.warning("it raised when it was cancelled", exc_info=raised)
+            late = f"the tool {tool.name} did not end in time"
         if context.stopped:
             return Result("stopped", message="the run was stopped while the tool was running")
-        return Result("timeout", message=f"the tool {tool.name} did not end in time")
+        return Result("timeout", message=late)
     finally:
         stop.cancel()
-        turn.give_back()
-        if not work.future.done() or work.future.cancelled():
+        if made is not None:
+            made.cancel()
+        else:
             context.stopped.set()
-        work.cancel()
-        work.future.cancel()
+            work.cancel()
+            if not work.future.done():
+                desk.leave(context.call, work.future)
 
 
-async def _end_of(work: Work, stop: asyncio.Task[None], context: Context, more_s: float = 0.0) -> None:
+async def _end_of(work: asyncio.Future[Any], stop: asyncio.Task[None], context: Context, more_s: float = 0.0) -> None:
     """Waits until the work has ended or has no more time: at its deadline, or some time after a stop."""
     time_s = context.time_left_s + more_s
-    await asyncio.wait({work.future, stop}, timeout=time_s, return_when=asyncio.FIRST_COMPLETED)
-    if context.stopped and not work.future.done():
-        await asyncio.wait({work.future}, timeout=min(limits.TOOL_GRACE_S, context.time_left_s + more_s))
+    await asyncio.wait({work, stop}, timeout=time_s, return_when=asyncio.FIRST_COMPLETED)
+    if context.stopped and not work.done():
+        await asyncio.wait({work}, timeout=min(limits.TOOL_GRACE_S, context.time_left_s + more_s))
 
 
-class _Turn:
-    """One of so many turns at making a result into JSON, which bound what that takes of memory. It is given back once:
-    by whoever made it, or when the call is over though an author's serializer never returns.
+async def _made(desk: Desk, context: Context, ended: asyncio.Future[Any]) -> Result:
+    """What came of it as a result, in a thread: large JSON takes a while, and an author's own serializer may take for
+    ever. It keeps its turn for as long as it goes on, since that is what bounds the memory.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held = self._over = False
-
-    def __enter__(self) -> None:
-        _turns.acquire()
-        with self._lock:
-            self._held = True
-        if self._over:
-            self.give_back()  # nobody waits for this result any more
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back()
-
-    def give_back(self) -> None:
-        with self._lock:
-            self._over = True
-            held, self._held = self._held, False
-        if held:
-            _turns.release()
+    await desk.encoders.acquire()
+    work = in_thread(lambda: _result(desk.tool, context, ended.result), f"result of {context.call}")
+    work.future.add_done_callback(lambda _: desk.encoders.release())
+    try:
+        await asyncio.wait({work.future})
+    finally:
+        if not work.future.done():
+            desk.leave(context.call, work.future)
+    try:
+        result: Result = work.future.result()
+    except RuntimeError as error:  # there can be no more threads
+        context.log.exception("its result could not be made")
+        return Result("error", message=f"the tool {desk.tool.name} failed: {type(error).__name__}")
+    return result
 
 
-def _started(tool: AnyTool, arguments: Any, context: Context, loop: Loop | None) -> Work:
+def _started(desk: Desk, arguments: Any, context: Context) -> Work:
+    tool = desk.tool
     name = f"tool {tool.name} {context.call}"
     if tool.process:  # which finds the tool by its name: not every function pickles
         return in_process(_call, (tool.function.__module__, tool.function.__qualname__, arguments), context)
     if not tool.is_async:
         return in_thread(lambda: _prepared(tool, arguments, context)(), name)
     awaited = _awaited(tool, arguments, context)
-    return loop.start(awaited, name) if loop else on_this_loop(awaited)
+    return desk.loop.start(awaited, name) if desk.loop else on_this_loop(awaited)
 
 
 def _prepared(tool: AnyTool, arguments: Any, context: Context) -> Callable[[], Any]:
@@ -168,9 +163,7 @@ def _call(module: str, name: str, arguments: Any, context: Context) -> Result:
     return _result(tool, context, ended)
 
 
-def _result(
-    tool: AnyTool, context: Context, ended: Callable[[], Any], turn: AbstractContextManager[None] | None = None
-) -> Result:
+def _result(tool: AnyTool, context: Context, ended: Callable[[], Any]) -> Result:
     """What the function returned or raised, which `ended` does."""
     try:
         value = ended()
@@ -190,8 +183,7 @@ def _result(
     if tool.process and isinstance(value, Result):
         return value  # made in its process
     try:
-        with turn or nullcontext():
-            return _returned(value)
+        return _returned(value)
     except _NotSendable as reason:
         cause = reason.__cause__  # says where in the value, or in its author's serializer; a limit has none
         context.log.error("its result cannot be sent: it %s", reason, exc_info=cause)  # noqa: TRY400

@@ -57,7 +57,7 @@ def in_thread(function: Callable[[], Any], name: str) -> Work:
             settle(None, error)
 
     snapshot = contextvars.copy_context()  # the thread's spans belong to the call's
-    threading.Thread(target=snapshot.run, args=(work,), name=name, daemon=True).start()
+    begin(lambda: snapshot.run(work), name, settle)
     return Work(future, lambda: None, heeds=False)
 
 
@@ -145,15 +145,13 @@ Settle = Callable[[Any, BaseException | None], None]
 
 
 def promise() -> tuple[asyncio.Future[Any], Settle]:
-    """A future on this loop, and what settles it from any thread. Who comes too late is not heard."""
+    """A future on this loop, and what settles it from any thread, once."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
     def settled(value: Any, error: BaseException | None) -> None:
         if isinstance(error, asyncio.CancelledError):
             future.cancel()
-        elif future.done():
-            log.warning("a tool that was left behind has ended; what it returned is dropped")
         elif isinstance(error, StopIteration):  # which a future does not take
             future.set_exception(RuntimeError("the tool raised StopIteration"))
         elif error is not None:
@@ -166,6 +164,14 @@ def promise() -> tuple[asyncio.Future[Any], Settle]:
             loop.call_soon_threadsafe(settled, value, error)
 
     return future, settle
+
+
+def begin(work: Callable[[], None], name: str, settle: Settle) -> None:
+    """Starts a thread for work that settles something; where there can be no more threads, that is its error."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        settle(None, error)
 
 
 async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from tapeline import limits
 
 from .context import Context
-from .place import Settle, Work, promise
+from .place import Settle, Work, begin, promise
 
 _STOP: Final = "stop"
 _turn: Final = threading.Lock()  # starting one looks how the others have ended, which two threads cannot do at once
@@ -41,7 +41,7 @@ def in_process(function: Callable[..., Any], arguments: tuple[Any, ...], context
     """
     future, settle = promise()
     process = _Process(function, arguments, context, settle)
-    threading.Thread(target=process.run, name=f"process of {context.call}", daemon=True).start()
+    begin(process.run, f"process of {context.call}", settle)
     return Work(future, process.kill, heeds=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .context import Context, Flag, Progress
 from .definition import AnyTool
+from .desk import Desk
 from .execution import Result, run
 
 __all__ = ["Called", "Flag", "call_tool"]
@@ -63,6 +64,6 @@ async def call_tool(
         stopped=stop,
         say=say,
     )
-    result = await run(tool, {} if arguments is None else arguments, context)
+    result = await run(Desk(tool), {} if arguments is None else arguments, context)
     content = result.content if result.large is None else json.loads(result.large.data)
     return Called(result.outcome, content, result.message, progress=progress, output="".join(output))

@@ -19,12 +19,13 @@ from tapeline.connection import Unavailable
 from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import ToolCall
 from tapeline.registry import Offer, Registry
-from tapeline.settings import ConfigError, Settings
+from tapeline.settings import Broken, ConfigError, Settings
 from tapeline.tape import Tape
 
 from . import consumer, servers
 from .attempt import Attempt
 from .definition import AnyTool
+from .desk import Desk
 from .place import Loop, Work
 from .process import preload
 
@@ -116,7 +117,7 @@ class Worker:
             raise ConfigError(f"the pool's name {pool!r} must be letters, digits, _ and -, 64 at most")
         self.id = f"{pool or 'tools'}-{secrets.token_hex(4)}"
         self.registry = Registry(tape, self.id)
-        self._desks: dict[str, _Desk] = {}
+        self._desks: dict[str, Desk] = {}
         self._rivals: dict[str, Offer] = {}  # by tool: for these it stands by
         self._started = False
         self._held: dict[str, Delivery] = {}  # by call: those that wait for a slot, and those that run
@@ -191,8 +192,21 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_offers())
                 group.create_task(self._loop.watch())
+                group.create_task(self._watch_desks())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+    async def _watch_desks(self) -> None:
+        """Ends only with `Broken`."""
+        while True:
+            await asyncio.sleep(limits.TOOL_LOOP_LATE_S)
+            for desk in self._desks.values():
+                if desk.stuck_s >= limits.TOOL_STUCK_S:
+                    slots = f"{desk.tool.max_concurrency} at a time"
+                    raise Broken(
+                        f"tool {desk.tool.name}: calls of it do not end though their time is over, and have been all "
+                        f"that it may have, {slots}, for {desk.stuck_s:.0f} s"
+                    )
 
     async def _keep_offers(self) -> None:
         while True:
@@ -272,12 +286,12 @@ class Worker:
             log.warning("%d consumers were gone, and are there again", gone)
 
     async def _open(self, tool: AnyTool) -> None:
-        self._desks.setdefault(tool.name, _Desk(tool))
+        self._desks.setdefault(tool.name, Desk(tool, self._loop))
         for shard in range(self.tape.deployment.shards):
             subject = subjects.chain(shard, "*", subjects.call(tool.name))
             await self._deliveries.bind(subjects.stream(shard), subjects.tool_consumer(tool.name), subject)
 
-    async def _close(self, desk: "_Desk") -> None:
+    async def _close(self, desk: Desk) -> None:
         del self._desks[desk.tool.name]
         for shard in range(self.tape.deployment.shards):
             await self._deliveries.unbind(subjects.stream(shard), subjects.tool_consumer(desk.tool.name))
@@ -327,13 +341,13 @@ class Worker:
         else:
             await delivery.drop()
 
-    async def _handle(self, desk: "_Desk", conversation: str, call: ToolCall, delivery: Delivery) -> None:
+    async def _handle(self, desk: Desk, conversation: str, call: ToolCall, delivery: Delivery) -> None:
         attach(telemetry.context(delivery.headers))  # for this task only, so it need not be detached
         try:
             if desk.closed:
                 await delivery.give_back()
             else:
-                await Attempt(self.tape, self.id, desk.tool, conversation, call, delivery, self._cut, self._loop).make()
+                await Attempt(self.tape, self.id, desk, conversation, call, delivery, self._cut).make()
         except Unavailable as error:
             log.warning("call %s: %s; it will be delivered again", call.call, error)
         except Exception:
@@ -341,21 +355,7 @@ class Worker:
         finally:
             delivery.leave()
             del self._held[call.call]
-            desk.slots.release()
-
-
-class _Desk:
-    """Where the calls of one tool are served: so many at once, until it closes for good."""
-
-    def __init__(self, tool: AnyTool) -> None:
-        self.tool = tool
-        self.slots = asyncio.Semaphore(tool.max_concurrency)
-        self.closed = False
-
-    def close(self) -> None:
-        """Calls that wait for a slot are given back; those that have one end as usual."""
-        self.closed = True
-        self.slots.release()  # whoever gets it gives its call back, and the slot to the next
+            desk.give_back(call.call)
 
 
 def _by_name(tools: Iterable[AnyTool]) -> dict[str, AnyTool]:
