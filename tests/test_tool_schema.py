@@ -435,13 +435,59 @@ async def test_a_validator_that_breaks_keeps_its_secrets(caplog: pytest.LogCaptu
     assert (await call_tool(use, {"it": {"word": "key"}})).message == "the tool use failed: KeyError"
     assert "hunter2" in caplog.text
     refused = await call_tool(use, {"it": {"word": "x"}})
-    assert refused.message == "invalid arguments: Value error, no such word - at `$.it.word`"
+    assert refused.message == "invalid arguments: refused with ValueError - at `$.it.word`"
+    assert "no such word" in caplog.text
 
     @tool
     def give() -> Broken:
         return Broken.model_construct(word="x")
 
     assert (await call_tool(give)).message == "the tool give returned something that is not JSON"
+
+
+@dataclasses.dataclass
+class Dated:
+    """A dataclass with an opinion."""
+
+    on: int
+
+    def __post_init__(self) -> None:
+        if self.on == 0:
+            raise Closed("on day 0 we are closed")
+        int("hunter2 - at `$.nowhere`")
+
+
+class Closed(ToolError, ValueError):
+    """Is told, whatever else it is."""
+
+
+class Booked(pydantic.BaseModel):
+    """A model with the same opinion."""
+
+    on: int
+
+    @pydantic.field_validator("on")
+    @classmethod
+    def look(cls, on: int) -> int:
+        Dated(on)
+        return on
+
+
+async def test_what_a_validator_says_stays_in_the_log_unless_it_is_a_tool_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @tool
+    def close(days: list[Dated]) -> None: ...
+
+    @tool
+    def book(days: list[Booked]) -> None: ...
+
+    for one, place in ((close, "$.days[0]"), (book, "$.days[0].on")):
+        refused = await call_tool(one, {"days": [{"on": 1}]})
+        assert refused.message == f"invalid arguments: refused with ValueError - at `{place}`"
+        assert "hunter2" in caplog.text
+        caplog.clear()
+        assert (await call_tool(one, {"days": [{"on": 0}]})).message == "on day 0 we are closed"
 
 
 @tool

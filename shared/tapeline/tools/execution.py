@@ -170,6 +170,8 @@ def _result(tool: AnyTool, context: Context, ended: Callable[[], Any]) -> Result
     except asyncio.CancelledError:
         return Result("error", message="the tool cancelled itself")
     except Invalid as error:
+        if error.__cause__:
+            context.log.warning("its arguments were refused", exc_info=error.__cause__)
         return Result("error", message=readable(error))
     except ToolError as error:
         return Result("error", message=readable(error) or "the tool failed")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from .context import ToolError
+
 _PROBLEMS_MAX: Final = 3  # told of one argument
 _KEY_CHARS_MAX: Final = 60  # of the model's own keys, where a problem names the place
 _META: Final = (
@@ -20,7 +22,9 @@ _RECORD: Final = ("__dataclass_fields__", "__total__", "_fields", "__struct_fiel
 
 
 class Mismatch(ValueError):
-    """A value is not what the hint asks for. The message says what is, and where."""
+    """A value is not what the hint asks for. The message says what is, and where; the cause is what a validator of the
+    author's has raised.
+    """
 
 
 class Model:
@@ -59,11 +63,15 @@ class Model:
         try:
             return self._adapter.validate_json(msgspec.json.encode(value), strict=True)
         except self._pydantic.ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False, include_input=False)
-            told = [f"{problem['msg']} - at `{self._place(problem['loc'])}`" for problem in problems[:_PROBLEMS_MAX]]
+            problems = error.errors(include_url=False, include_input=False)
+            causes = [_raised(problem) for problem in problems]
+            told = [
+                f"{refusal(cause) if cause else problem['msg']} - at `{self._place(problem['loc'])}`"
+                for problem, cause in zip(problems[:_PROBLEMS_MAX], causes, strict=False)
+            ]
             if len(problems) > _PROBLEMS_MAX:
                 told.append(f"and {len(problems) - _PROBLEMS_MAX} more")
-            raise Mismatch("; ".join(told)) from error
+            raise Mismatch("; ".join(told)) from next(filter(None, causes), None)
 
     def as_json(self, default: Any) -> Any:
         """A default value for the schema. Raises `TypeError` or `ValueError` where it is not JSON."""
@@ -72,6 +80,13 @@ class Model:
     def _place(self, path: tuple[int | str, ...]) -> str:
         keys = (f"[{key}]" if isinstance(key, int) else f".{key[:_KEY_CHARS_MAX]}" for key in path)
         return f"$.{self.name}{''.join(keys)}"
+
+
+def refusal(raised: BaseException) -> str:
+    """What the model is told of what a validator of the author's has raised. Raises it where it is a `ToolError`."""
+    if isinstance(raised, ToolError):
+        raise raised
+    return f"refused with {type(raised).__name__}"
 
 
 def model(name: str, hint: Any, default: Any) -> Model | None:
@@ -90,6 +105,12 @@ def dumped(value: Any) -> Any:
     if callable(dump := getattr(value, "model_dump", None)):
         return dump(mode="json")
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _raised(problem: Any) -> BaseException | None:
+    """What a validator of the author's has raised, if that is the problem."""
+    raised = problem.get("ctx", {}).get("error")
+    return raised if isinstance(raised, BaseException) else None
 
 
 def _is_pydantic(part: Any, field: type) -> bool:

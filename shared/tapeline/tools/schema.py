@@ -13,14 +13,18 @@ from typing import Any
 import msgspec
 
 from .context import Context
-from .models import Mismatch, Model, model
+from .models import Mismatch, Model, model, refusal
 
 _SECTION = re.compile(r"(Args|Arguments|Parameters|Returns|Yields|Raises|Examples?|Notes?|Warnings?):\s*$")
 _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
+_PLACE = re.compile(r" - at `[^`]*`$")
+
 
 class Invalid(ValueError):
-    """These arguments are not what the hints ask for. The message is for the model."""
+    """These arguments are not what the hints ask for. The message is for the model; the cause, if there is one, is for
+    the log.
+    """
 
 
 class Arguments:
@@ -67,10 +71,15 @@ class Arguments:
                 for name in self._struct.__struct_fields__
                 if (value := getattr(values, name)) is not msgspec.UNSET
             }
-        except (msgspec.ValidationError, Mismatch) as error:
-            raise Invalid(f"invalid arguments: {error}") from error
-        except RecursionError as error:
-            raise Invalid("invalid arguments: nested too deeply") from error
+        except msgspec.ValidationError as error:
+            if (cause := error.__cause__) is None:
+                raise Invalid(f"invalid arguments: {error}") from None
+            place = _PLACE.search(str(error))  # what is before it is the author's
+            raise Invalid(f"invalid arguments: {refusal(cause)}{place[0] if place else ''}") from cause
+        except Mismatch as error:
+            raise Invalid(f"invalid arguments: {error}") from error.__cause__
+        except RecursionError:
+            raise Invalid("invalid arguments: nested too deeply") from None
         return given
 
 
