@@ -361,6 +361,17 @@ async def test_wrong_arguments_name_the_place_and_the_problem(arguments: Any, pr
     assert problem in called.message
 
 
+@pytest.mark.parametrize("value", [datetime.date(2026, 11, 22), b"bytes", {1, 2}, float("nan"), Place("Lisboa")])
+async def test_what_no_model_can_send_no_test_can_call_a_tool_with(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        await call_tool(take, {"number": 1, "anything": value})
+
+
+async def test_a_tuple_arrives_as_a_list() -> None:
+    called = await call_tool(take, {"number": 1, "anything": (1, 2)})
+    assert called.content.endswith(", [1, 2])")
+
+
 @tool
 def pack(
     item: Item,
@@ -595,10 +606,9 @@ async def test_arguments_nested_too_deeply_are_an_error() -> None:
     deep: dict[str, Any] = {}
     for _ in range(100_000):
         deep = {"leaf": deep}
-    called = await call_tool(grow, {"tree": deep})
-    assert called.message == "invalid arguments: nested too deeply"
-    called = await call_tool(pack, {"item": {"sku": "a"}, "tree": deep})
-    assert called.message == "invalid arguments: nested too deeply"
+    for one, arguments in ((grow, {"tree": deep}), (pack, {"item": {"sku": "a"}, "tree": deep})):
+        called = await run(Desk(one), arguments, Context(tool=one.name, call="c", deadline=time.time() + 30))
+        assert called.message == "invalid arguments: nested too deeply"
 
 
 async def test_a_validator_that_blocks_is_left_behind_at_the_deadline() -> None:

@@ -37,13 +37,16 @@ async def call_tool(
 
     Args:
         tool: What the decorator made.
-        arguments: A dictionary of JSON values; none is `{}`.
+        arguments: A dictionary of JSON values; none is `{}`. They arrive as JSON makes them, a tuple as a list.
         call: The call's id.
         attempt: From 1; what an idempotent tool sees when a worker was lost.
         timeout_s: Instead of the tool's own.
         stopped: Set it while the tool runs to stop the run.
         stop_after: Stops the run half-way: once the tool has said that many things, progress or output.
+
+    Raises `TypeError` or `ValueError` for arguments that no model can send, bytes, dates or NaN for example.
     """
+    given = json.loads(json.dumps({} if arguments is None else arguments, allow_nan=False))
     stop = Flag() if stopped is None else stopped
     progress: list[tuple[float | None, str]] = []
     output: list[str] = []
@@ -64,6 +67,6 @@ async def call_tool(
         stopped=stop,
         say=say,
     )
-    result = await run(Desk(tool), {} if arguments is None else arguments, context)
+    result = await run(Desk(tool), given, context)
     content = result.content if result.large is None else json.loads(result.large.data)
     return Called(result.outcome, content, result.message, progress=progress, output="".join(output))
