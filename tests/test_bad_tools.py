@@ -1,7 +1,6 @@
 """Tools that misbehave, that are asked for too often, and that are upgraded, in real workers."""
 
 import asyncio
-import itertools
 import os
 import time
 from typing import Any
@@ -14,7 +13,7 @@ from tapeline.registry import Registry
 from tapeline.tape import Tape
 
 from tests.stack import until
-from tests.workers import Asked, Start, said
+from tests.workers import WAIT_S, Asked, Start, said
 
 BAD = "tests.bad_tools"
 SECRET = "hunter2"
@@ -53,7 +52,7 @@ CASES: list[tuple[str, Any, str, str]] = [
 async def test_what_a_bad_tool_does_is_one_result_and_the_worker_lives(tape: Tape, workers: Start) -> None:
     worker = await workers(BAD)
     runs = [Asked(tape) for _ in CASES]
-    slow = 2.0  # for the tools that never return; the others have time for a process to start
+    slow = 6.0  # for the tools that never return, one of which notes that its process has started
     calls = [
         (await asked.call(tool, arguments, slow if outcome == "timeout" else 30))[0]
         for asked, (tool, arguments, outcome, _) in zip(runs, CASES, strict=True)
@@ -87,17 +86,16 @@ async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_work
     (beating,) = await beats.call("pulse", {})
     await until("both are at it", lambda: both(ticks.of(ToolProgress, ticking), beats.of(ToolProgress, beating)))
     (blocking,) = await blocks.call("block_the_loop", {"seconds": 60}, timeout_s=1.5)
-    await blocks.started(blocking)
+    claim = await blocks.started(blocking)
     (waiting,) = await waits.call("be_quick", {}, timeout_s=1)
-    assert (await waits.result(waiting, 4)).outcome == "timeout"
-    assert (await blocks.result(blocking, 4)).outcome == "timeout"
-    asked_at = time.monotonic()
+    assert (await waits.result(waiting)).outcome == "timeout"
+    timed_out = await blocks.result(blocking)
+    assert timed_out.outcome == "timeout"
     (adding,) = await adds.call("add", {"a": 1, "b": 1})
-    assert (await adds.result(adding)).content == 2
-    assert time.monotonic() - asked_at < 1, "at once"
+    assert (await adds.result(adding)).content == 2, "while it is blocked"
     assert (await ticks.result(ticking)).content == "done"
     said_at = [event.ts for event in await ticks.of(ToolProgress, ticking)]
-    assert max(later - earlier for earlier, later in itertools.pairwise(said_at)) < 1_000
+    assert [ts for ts in said_at if claim.ts < ts < timed_out.ts], "what another says is told meanwhile"
     await until("a warning", lambda: said(worker, "a tool blocks the async tools' event loop"))
     assert f"block_the_loop {blocking}, at " in worker.said()
     assert "bad_tools.py" in worker.said()
@@ -149,7 +147,7 @@ async def test_a_tool_that_ends_its_worker_does_so_three_times_at_most(tape: Tap
 async def test_a_tool_that_is_flooded_keeps_no_other_waiting(tape: Tape, workers: Start) -> None:
     await workers(BAD)
     floods = [Asked(tape) for _ in range(20)]
-    hogs = [(asked, call) for asked in floods for call in await asked.call("hog", {"seconds": 3}, calls=10)]
+    hogs = [(asked, call) for asked in floods for call in await asked.call("hog", {"seconds": 15}, calls=10)]
     took_ms = []
     for _ in range(10):
         asked = Asked(tape)
@@ -163,14 +161,14 @@ async def test_a_tool_that_is_flooded_keeps_no_other_waiting(tape: Tape, workers
     done = sum([len(await asked.of(ToolResult, call)) for asked, call in hogs])
     assert done < len(hogs), "the flood was over, so this was no test"
     print(f"beside {len(hogs)} slow calls, {done} of them done, another tool took {sorted(took_ms)} ms")
-    assert sorted(took_ms)[len(took_ms) // 2] < 500
+    assert sorted(took_ms)[len(took_ms) // 2] < 5_000, "less than it takes until a slow one makes room"
 
 
 # Pools and upgrades
 
 
 async def test_pools_share_a_tool_and_disagree_about_none(tape: Tape, workers: Start) -> None:
-    one = await workers("tests.greeter", env={"TAPELINE_POOL": "one"})
+    await workers("tests.greeter", env={"TAPELINE_POOL": "one"})
     await workers("tests.greeter", env={"TAPELINE_POOL": "other"})
     runs = [Asked(tape) for _ in range(30)]
     calls = await asyncio.gather(*(asked.call("greet", {"name": "Ann"}) for asked in runs))
@@ -179,13 +177,15 @@ async def test_pools_share_a_tool_and_disagree_about_none(tape: Tape, workers: S
     claims = [await asked.started(call) for asked, (call,) in zip(runs, calls, strict=True)]
     assert {claim.worker.partition("-")[0] for claim in claims} == {"one", "other"}
 
-    third = await workers("tests.greeter", env={"TAPELINE_POOL": "third", "GREETER": "2"}, ready=False)
-    assert third.process is not None
-    async with asyncio.timeout(15):
-        assert await third.process.wait() == 78
-    (line,) = [line for line in one.said().splitlines() if line.startswith("tools: ")]
-    assert "tool greet: pool one serves it with another schema" in line
-    assert "so pool third cannot; give it another name" in line
+    for pool, other in (("tests-greeter", "one"), ("one", "other"), ("other", "one")):
+        named = {} if pool == "tests-greeter" else {"TAPELINE_POOL": pool}
+        refused = await workers("tests.greeter", env=named | {"GREETER": "2"}, ready=False)
+        assert refused.process is not None
+        async with asyncio.timeout(WAIT_S):
+            assert await refused.process.wait() == 78
+        lines = [line for line in refused.said().splitlines() if f"so pool {pool} cannot" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"tools: tool greet: pool {other} serves it with another schema")
     asked = Asked(tape)
     (call,) = await asked.call("greet", {"name": "Bo"})
     assert (await asked.result(call)).content == ["1", "Hi Bo"]
@@ -209,6 +209,7 @@ async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, w
     asking = asyncio.create_task(ask())
     new = [await workers("tests.greeter", env={"TAPELINE_POOL": "greeters", "GREETER": "2"}) for _ in range(2)]
     assert new[0].said().count("serves it with another schema; standing by") == 2
+    assert new[0].ready == "tools ready: wave; standing by: greet\n"
     other = Asked(tape)
     (call,) = await other.call("wave", {})
     assert (await other.result(call)).content == "waves", "it serves its other tools meanwhile"
@@ -217,7 +218,7 @@ async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, w
     await until("calls go on with one", lambda: more(asked_of, before + 20))
     ended_ms = now_ms()
     await old[1].end()
-    await until("the new schema", lambda: is_polite(registry), 3)
+    await until("the new schema", lambda: is_polite(registry))
     before = len(asked_of)
     await until("calls go on", lambda: more(asked_of, before + 20))
     over.set()
@@ -237,7 +238,7 @@ async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, w
             first_ms = min(first_ms or claim.ts, claim.ts)
     assert {"1", "2"} == set(versions)
     print(f"{len(versions)} calls, {versions.count('2')} by the new version, {first_ms - ended_ms} ms after the old")
-    assert first_ms - ended_ms < 2_000
+    assert first_ms - ended_ms < limits.REGISTRY_REFRESH_S * 1_000, "it was told, and did not find out"
 
 
 async def is_gone(pid: int) -> bool:

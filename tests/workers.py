@@ -91,6 +91,7 @@ class Worker:
         self.folder = folder
         self.nats_url = nats_url
         self.process: asyncio.subprocess.Process | None = None
+        self.ready = ""
 
     @property
     def journal(self) -> Path:
@@ -118,6 +119,7 @@ class Worker:
             async with asyncio.timeout(START_TIMEOUT_S):
                 line = (await self.process.stdout.readline()).decode()
             assert line.startswith("tools ready: "), line + self.said()
+            self.ready = line
         return self
 
     def said(self) -> str:

@@ -71,6 +71,7 @@ WAKE_TTL_S: Final = 7 * 24 * 3_600  # how long a timer that fired waits for infe
 # Tools
 APPROVAL_S: Final = 7 * 24 * 3600.0  # how long a call waits for a person
 ARGUMENTS_BYTES_MAX: Final = 512_000  # as a person edits them, as JSON
+POOL_CHARS_MAX: Final = 64  # of a pool's name
 TOOL_TIMEOUT_S_DEFAULT: Final = 60.0
 TOOL_TIMEOUT_S_MAX: Final = 24 * 3600.0
 TOOL_GRACE_S: Final = 5.0  # after a call's own timeout, how long inference waits for its worker to say so

@@ -1,7 +1,8 @@
 """`python -m tapeline.tools my_package.tools [more modules] [--mcp servers.json]`: a worker for these tools.
 
 Every tool that is a name of a module is served, those it imports from elsewhere included, and what the MCP servers
-in the file offer. Settings: `TAPELINE_NATS_URL` and, optionally, `TAPELINE_POOL` and `TAPELINE_MCP`, such a file.
+in the file offer. Settings: `TAPELINE_NATS_URL` and, optionally, `TAPELINE_POOL`, the pool's name unless it shall be
+the first module's, and `TAPELINE_MCP`, such a file.
 
 `python -m tapeline.tools --list`: what all workers offer at this moment, a line per tool and pool.
 """
@@ -9,10 +10,12 @@ in the file offer. Settings: `TAPELINE_NATS_URL` and, optionally, `TAPELINE_POOL
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
 
+from tapeline import limits
 from tapeline.registry import Offer, Registry
 from tapeline.settings import EX_CONFIG, ConfigError, Settings, run
 from tapeline.tape import Tape
@@ -38,6 +41,11 @@ def load(modules: Iterable[str]) -> list[AnyTool]:
             raise ConfigError(f"module {name} has no tools; put @tool on a function")
         tools |= {id(value): value for value in found}
     return list(tools.values())
+
+
+def pool_of(modules: list[str]) -> str:
+    """The name of a pool that was given none: its first module's, as far as a pool can have it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", modules[0])[: limits.POOL_CHARS_MAX] if modules else ""
 
 
 def lines(offers: Iterable[Offer]) -> list[str]:
@@ -75,7 +83,7 @@ def main() -> None:
     except ConfigError as error:
         print(f"tools: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    serve(tools, mcp=given.mcp)
+    serve(tools, pool_of(given.modules), given.mcp)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ async def _serve(tools: list[AnyTool], named: dict[str, servers.ServerConfig], p
         worker = Worker(tape, tools, pool, nats_url)
         await worker.start()
         if tools:
-            print(f"tools ready: {', '.join(sorted(worker.tools))}", flush=True)
+            print(worker.ready, flush=True)
         lives: set[asyncio.Task[Any]] = {asyncio.create_task(stop.wait()), worker.upkeep}
         if named:
             lives.add(asyncio.create_task(_offer(worker, tools, named)))
@@ -128,6 +128,14 @@ class Worker:
         self._beside: list[Work] = []
         self._deliveries = Deliveries(nats_url, "tapeline-tools-delivery", self._take)
 
+    @property
+    def ready(self) -> str:
+        """Which calls it takes, and which it does not, in a line."""
+        ready, waiting = sorted(self.tools.keys() - self._rivals.keys()), sorted(self._rivals)
+        return f"tools ready: {', '.join(ready) or 'none'}" + (
+            f"; standing by: {', '.join(waiting)}" if waiting else ""
+        )
+
     async def start(self) -> None:
         """Offers its tools and takes their calls.
 
@@ -137,7 +145,7 @@ class Worker:
             preload(modules)
         await self._deliveries.start()
         try:
-            await self.tape.patiently("JetStream", self._settle)
+            await self.tape.patiently("JetStream", self._join)
         except ConfigError:
             await self.registry.withdraw()
             raise
@@ -228,6 +236,11 @@ class Worker:
                     if self._found_rivals(await self.registry.counting()).keys() != self._rivals.keys():
                         return
 
+    async def _join(self) -> None:
+        """As `_settle`, unless another pool serves a tool of ours otherwise, be it that of an older worker or not."""
+        self._refuse(offer for offer in await self.registry.offers() if not offer.stands_by)
+        await self._settle()
+
     async def _settle(self) -> None:
         """Brings about what `tools` says: closes the desks of those that are gone, offers the others, opens theirs."""
         async with self._changing:
@@ -247,29 +260,36 @@ class Worker:
 
     def _found_rivals(self, counting: Mapping[str, Offer]) -> dict[str, Offer]:
         """Of our tools, those of which an offer counts that does not agree with ours."""
-        return {
-            name: counting[name]
-            for name, tool in self.tools.items()
-            if name in counting and counting[name].worker != self.id and not counting[name].tool.agrees(tool.spec())
-        }
+        return {name: counting[name] for name in self.tools if name in counting and self._is_rival(counting[name])}
+
+    def _is_rival(self, offer: Offer) -> bool:
+        ours = self.tools.get(offer.tool.name)
+        return ours is not None and offer.worker != self.id and not offer.tool.agrees(ours.spec())
+
+    def _what(self, rival: Offer) -> str:
+        same = rival.tool.parameters == self.tools[rival.tool.name].arguments.schema
+        return "another needs_approval" if same else "another schema"
+
+    def _refuse(self, offers: Iterable[Offer]) -> None:
+        """Raises `ConfigError` where another pool serves a tool of ours otherwise."""
+        for offer in offers:
+            theirs = offer.tool.pool
+            if self._is_rival(offer) and self.pool and theirs and theirs != self.pool:
+                what = f"pool {theirs} serves it with {self._what(offer)} (worker {offer.worker})"
+                way = f"give it another name, or end the workers of {theirs} first"
+                raise ConfigError(f"tool {offer.tool.name}: {what}, so pool {self.pool} cannot; {way}")
 
     def _tell(self, rivals: dict[str, Offer]) -> None:
         """Raises `ConfigError` for another pool's, as long as this worker has not started."""
+        if not self._started:
+            self._refuse(rivals.values())
         for name, rival in rivals.items():
-            theirs = rival.tool.pool
-            same = rival.tool.parameters == self.tools[name].arguments.schema
-            what = "another needs_approval" if same else "another schema"
-            if not self._started and self.pool and theirs and theirs != self.pool:
-                raise ConfigError(
-                    f"tool {name}: pool {theirs} serves it with {what} (worker {rival.worker}), so pool "
-                    f"{self.pool} cannot; give it another name, or end the workers of {theirs} first"
-                )
             if name not in self._rivals:
                 log.warning(
                     "tool %s: worker %s serves it with %s; standing by until no such worker is left",
                     name,
                     rival.worker,
-                    what,
+                    self._what(rival),
                 )
         for name in self._rivals.keys() - rivals.keys():
             log.warning("tool %s: no other schema is served any more; taking its calls", name)
