@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tapeline import limits, subjects
+from tapeline import counter, limits, subjects
 from tapeline.append import Chain
-from tapeline.events import Answer, Conversation, Done, Message, Step, Token
+from tapeline.clock import now_ms
+from tapeline.events import Answer, AnyEvent, Conversation, Done, Message, Step, Token, Unknown
 from tapeline.record import Record
 from tapeline.registry import Registry, ToolSpec
 from tapeline.replay import load
@@ -20,7 +21,7 @@ from tapeline.tape import Tape
 
 from tests.client import Client, Posted, log_of, types
 from tests.model_server import STREAM_HEAD, RawServer, sse
-from tests.stack import Stack, wait_until
+from tests.stack import Stack, until, wait_until
 
 RUN_S = 6
 SLACK_S = 20.0  # on a busy machine; the run's own clock is asserted on its events
@@ -130,7 +131,8 @@ async def test_a_worker_that_hangs_in_a_call_does_not_keep_its_run_from_ending(h
 async def test_inference_that_was_down_for_the_whole_run_ends_it_when_it_is_back(hasty: Stack, user: Client) -> None:
     conversation = await user.create()
     posted = await user.post(conversation, "hello")
-    message = (await log_of_started(hasty, conversation))[-1]
+    message = (await events_of(hasty, conversation))[-1]
+    assert isinstance(message, Message)
     await asyncio.to_thread(
         wait_until, "the deadline passed", lambda: time.time() * 1000 > message.ts + RUN_S * 1000, RUN_S + 5.0
     )
@@ -138,13 +140,12 @@ async def test_inference_that_was_down_for_the_whole_run_ends_it_when_it_is_back
     await ended(hasty, user, conversation, posted, "run_deadline")
 
 
-async def log_of_started(stack: Stack, conversation: str) -> list[Message]:
+async def events_of(stack: Stack, conversation: str) -> list[AnyEvent | Unknown]:
     tape = await Tape.open(stack.nats.url, "test")
     try:
-        events = [record.event() for record in await tape.read(conversation)]
+        return [record.event() for record in await tape.read(conversation)]
     finally:
         await tape.close()
-    return [event for event in events if isinstance(event, Message)]
 
 
 async def test_a_provider_that_stalls_without_closing_is_left_at_the_deadline(hasty: Stack, user: Client) -> None:
@@ -199,6 +200,47 @@ async def test_a_stop_closes_the_providers_connection_within_100_ms(hasty: Stack
     assert types(received)[-3:] == ["stop", "answer", "done"]
     assert json.loads(received[-1].data)["reason"] == "stopped"
     await log_of(hasty.nats.url, conversation)
+
+
+@pytest.mark.parametrize("ends_by", ["a stop", "cuts"])
+async def test_tokens_count_whatever_becomes_of_the_answer(hasty: Stack, user: Client, ends_by: str) -> None:
+    async def begin(server: object, writer: asyncio.StreamWriter) -> None:
+        await (stall(server, writer) if ends_by == "a stop" else cut(server, writer))
+
+    async with RawServer(begin) as provider:
+        settings = {"TAPELINE_MODEL": "openai:x", "OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "test"}
+        hasty.start_inference(settings)
+        conversation = await user.create()
+        asked = "What was said at length? " * 400
+        posted = await user.post(conversation, asked)
+        async with user.events(conversation, run=posted.run) as stream:
+            await stream.until("token")
+            if ends_by == "a stop":
+                await user.stop(conversation, posted.run)
+            await stream.rest()
+    attempts = len([event for event in await events_of(hasty, conversation) if isinstance(event, Step)])
+    assert attempts == (1 if ends_by == "a stop" else limits.STEP_ATTEMPTS_MAX)
+    least = attempts * len(asked) // limits.TOKEN_BYTES
+    used = await until("they are counted", lambda: tokens_used(hasty, least))
+    assert used < 1.1 * least, "each request once"
+
+
+async def tokens_used(stack: Stack, least: int) -> int:
+    """By the one user, if it is that much."""
+    tape = await Tape.open(stack.nats.url, "test")
+    try:
+        now = now_ms()
+        minutes = (now - counter.MINUTE_MS, now)  # one may have begun meanwhile
+        used = sum([await counter.used(tape, "local", counter.TOKENS, minute) for minute in minutes])
+    finally:
+        await tape.close()
+    return used if used >= least else 0
+
+
+async def cut(_: object, writer: asyncio.StreamWriter) -> None:
+    """Begins an answer and hangs up."""
+    writer.write(STREAM_HEAD + sse(CHUNK))
+    await writer.drain()
 
 
 async def test_a_trigger_that_is_no_event_becomes_a_dead_letter_and_ends_its_run(hasty: Stack, user: Client) -> None:

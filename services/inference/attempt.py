@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from opentelemetry import metrics, trace
 from tapeline import counter, events, limits, subjects, telemetry
 from tapeline.append import Chain, Overtaken
@@ -29,6 +30,7 @@ from .deltas import Deltas, Full
 from .history import prompt_of
 from .model import Models
 from .part import CallInput, Finish, ProviderError, Text, Thinking
+from .prompt import Prompt
 
 log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("tapeline")
@@ -46,9 +48,9 @@ class Failed(Exception):
         self.again = again
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
-    """What an attempt needs to know."""
+    """What an attempt needs to know, and what it has used."""
 
     tape: Tape
     models: Models
@@ -62,6 +64,8 @@ class Attempt:
     budget: Budget
     clock: Callable[[], int]
     """ms since the epoch."""
+    tokens: int = field(default=0, init=False)
+    """Read and written by the model, whatever became of its answer."""
 
     async def make(self) -> None:
         """Makes the attempt. Raises `Overtaken`, `Failed`, and what an append raises."""
@@ -86,6 +90,8 @@ class Attempt:
                 span.set_attribute("error.type", failed.error.code)
                 span.set_status(trace.StatusCode.ERROR)
                 raise
+            finally:  # also of one that was stopped or taken over: its provider wants to be paid
+                await self._count()
 
     async def _make(self, span: trace.Span) -> None:
         claim = self.claim
@@ -101,19 +107,17 @@ class Attempt:
             span.set_attribute(f"gen_ai.usage.{name}", finish.usage.get(name, 0))
         entries = answered(claim, finish, deltas.said(), self.offered, self.clock(), self.budget)
         await chain.commit(entries, telemetry.carrier())
-        await self._count(finish.usage)
 
-    async def _count(self, usage: Mapping[str, int]) -> None:
-        """Counts the step's tokens against the limit of the conversation's owner, when all who wait for the step have
-        it. No run fails because that fails.
+    async def _count(self) -> None:
+        """Counts the tokens against the limit of the conversation's owner, when all who wait for the step have it. No
+        run fails because that fails.
         """
-        tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
-        if self.state.about is None or not tokens:
+        if self.state.about is None or not self.tokens:
             return
         try:
-            await counter.add(self.tape, self.state.about.owner, counter.TOKENS, tokens, self.clock())
+            await counter.add(self.tape, self.state.about.owner, counter.TOKENS, self.tokens, self.clock())
         except (Unavailable, Refused) as error:
-            log.warning("%s: %d tokens were not counted: %s", self.conversation, tokens, error)
+            log.warning("%s: %d tokens were not counted: %s", self.conversation, self.tokens, error)
 
     async def _claimed(self) -> events.Step:
         """The claim as it goes into the log: what it takes over from, and what it keeps of that."""
@@ -191,7 +195,7 @@ class Attempt:
     async def _stream(self, deltas: Deltas, begun: str) -> Finish:
         run, step = self.claim.run.run, self.claim.step
         prompt = prompt_of(self.state, self.claim.run, self.model, self.offered.values(), begun)
-        finish = None
+        finish, refused, before = None, False, deltas.bytes
         async with contextlib.aclosing(self.models.stream(prompt)) as parts:
             try:
                 async for part in parts:
@@ -206,10 +210,23 @@ class Attempt:
                             finish = part
             except Full:
                 finish = Finish(reason="length", calls=[], usage={})
+            except ProviderError:
+                refused = deltas.bytes == before
+                raise
+            finally:
+                if not refused:
+                    self.tokens += _tokens(finish, prompt, deltas.bytes - before)
         await deltas.flush()
         if finish is None:
             raise AssertionError("a provider's stream ends with Finish or raises")
         return finish
+
+
+def _tokens(finish: Finish | None, prompt: Prompt, said_bytes: int) -> int:
+    """What one request used: as its provider counted, or an estimate where that has said nothing."""
+    usage = finish.usage if finish else {}
+    counted = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
+    return counted or (len(msgspec.json.encode(prompt)) + said_bytes) // limits.TOKEN_BYTES
 
 
 async def _first(*work: Coroutine[Any, Any, Any]) -> Any:

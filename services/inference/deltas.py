@@ -49,7 +49,8 @@ class Deltas:
         self._clock = clock
         self._waiting: deque[_Piece] = deque()
         self._chars = 0
-        self._bytes = len(msgspec.json.encode(claim.text + claim.thinking))
+        self.bytes = len(msgspec.json.encode(claim.text + claim.thinking))
+        """Of all that was put, as JSON, and of what the claim has kept."""
         self._stirred = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,8 +75,8 @@ class Deltas:
         """
         _chunks.add(1)
         text = _encodable(text)
-        self._bytes += len(msgspec.json.encode(text))
-        if self._bytes > limits.ANSWER_BYTES_MAX:
+        self.bytes += len(msgspec.json.encode(text))
+        if self.bytes > limits.ANSWER_BYTES_MAX:
             raise Full
         self._note(kind, text)
         for start in range(0, len(text), limits.DELTA_CHARS_MAX):

@@ -172,6 +172,7 @@ STREAMS_PER_USER: Final = 100  # open at a time
 STREAMS_RETRY_S: Final = 5  # what whoever has too many open is told to wait
 MESSAGES_PER_MINUTE: Final = 60
 TOKENS_PER_MINUTE: Final = 1_000_000  # read and written by models
+TOKEN_BYTES: Final = 4  # of text, on average: an estimate, where a provider has not counted
 COUNTER_TTL_S: Final = 180.0  # what was used longer ago counts nowhere
 LEASE_TTL_S: Final = 30.0  # a killed edge's streams count until then
 LEASE_REFRESH_S: Final = 10.0  # on average
