@@ -1,13 +1,19 @@
-"""An MCP server that gets into trouble when it is told to: `python -m tests.mcp_server`, on the SDK of PyPI's `mcp`.
+"""MCP servers that get into trouble when they are told to.
 
-What it does, it writes to the file that JOURNAL names.
+`python -m tests.mcp_server` is one on the SDK of PyPI's `mcp`; what it does, it writes to the file that JOURNAL names.
+`Web` is one over HTTP that answers as a test wants, for what no SDK answers.
 """
 
 import asyncio
+import json
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -52,7 +58,12 @@ def crash_once() -> str:
 @server.tool()
 async def hang() -> str:
     """The server answers nothing any more."""
-    asyncio.get_running_loop().call_later(0.1, time.sleep, 3600)
+
+    def sleep() -> None:
+        note("hangs")
+        time.sleep(3600)
+
+    asyncio.get_running_loop().call_later(0.1, sleep)
     return "from now on"
 
 
@@ -68,6 +79,59 @@ async def grow(context: Context) -> str:
 def fail() -> str:
     """Fails."""
     raise ToolError("no such luck")
+
+
+Say = Callable[[dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]
+"""The HTTP status and the body's `result` or `error`, given a request's `params`."""
+
+
+class Web:
+    """Streamable HTTP with a session: `says` what it answers to which method, `asked` counts those."""
+
+    def __init__(self, *tools: str) -> None:
+        self.asked: Counter[str] = Counter()
+        self.tools = [{"name": tool, "inputSchema": {"type": "object"}} for tool in tools]
+        self.says: dict[str, Say] = {"initialize": self.initialize, "tools/list": self.list}
+        self.url = ""
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = "http://{}:{}/mcp".format(*self._server.sockets[0].getsockname())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+
+    async def initialize(self, params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "web", "version": "1"}}
+        return 200, {"result": {"protocolVersion": params["protocolVersion"], **about}}
+
+    async def list(self, _: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 200, {"result": {"tools": self.tools}}
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        status, body = 405, b""
+        if head.startswith(b"post"):
+            (length,) = (line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+            message = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
+            status, body = await self._said(message) if "id" in message else (202, b"")
+        headers = f"content-type: application/json\r\nmcp-session-id: one\r\ncontent-length: {len(body)}"
+        writer.write(f"HTTP/1.1 {status} said\r\n{headers}\r\nconnection: close\r\n\r\n".encode() + body)
+        writer.close()
+
+    async def _said(self, message: dict[str, Any]) -> tuple[int, bytes]:
+        method = message["method"]
+        self.asked[method] += 1
+        if method in self.says:
+            status, answer = await self.says[method](message.get("params") or {})
+        else:
+            status, answer = 200, {"error": {"code": -32601, "message": "no such method"}}
+        return status, json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}).encode()
 
 
 if __name__ == "__main__":

@@ -112,9 +112,10 @@ MCP_RETRY_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # back-off before a 
 MCP_STEADY_S: Final = 60.0  # a server that has been up for this long begins with the first of them again
 MCP_CLOSE_S: Final = 5.0  # for all servers to end; half way their processes are sent SIGTERM, then SIGKILL
 MCP_CONNECT_S: Final = 10.0  # one connection to a server over HTTP
-MCP_TOOLS_MAX: Final = 128  # of one server; more are left out
+MCP_LISTED_MAX: Final = 2_000  # tools that are looked at of one server
+MCP_TOOLS_MAX: Final = 128  # that are offered of them; more are left out
 MCP_TOOL_BYTES_MAX: Final = 100_000  # a tool's description and schema, as JSON; a larger one is left out
-MCP_MESSAGE_BYTES_MAX: Final = 64_000_000  # one answer over HTTP
+MCP_MESSAGE_BYTES_MAX: Final = 64_000_000  # one answer over HTTP; a program of ours may write what it likes
 MCP_LOG_BYTES_MAX: Final = 4_000  # of one line in the log that a server wrote to its standard error
 MCP_LAST_WORDS_S: Final = 1.0  # how long what an ended process said, and answers in a lost session, are waited for
 

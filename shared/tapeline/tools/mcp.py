@@ -7,12 +7,13 @@ is empty until it has answered, and again as soon as it no longer does. Needs `t
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, Literal, NoReturn, TextIO, TypeVar
 
 import anyio
 import httpx2
@@ -38,8 +39,11 @@ log = logging.getLogger(__name__)
 
 _REFUSALS: Final = (400, 404)  # 404 is the specification's, 400 what many servers answer to a session they do not know
 
-_statuses: contextvars.ContextVar[list[int]] = contextvars.ContextVar("statuses")
-"""Of the HTTP answers to the call under way: a transport sends each request in its caller's context."""
+_errors: contextvars.ContextVar[list[int]] = contextvars.ContextVar("errors")
+"""The HTTP statuses by which what is asked fails: a transport sends each request in its caller's context."""
+
+State = Literal["starting", "up", "doubted", "over"]
+T = TypeVar("T")
 
 
 class Servers:
@@ -84,9 +88,20 @@ class Server:
         self.tools: list[AnyTool] = []
         self._changed = changed
         self._listed: list[mcp_types.Tool] = []
-        self._session: _Session | None = None
-        self._up = asyncio.Event()
-        self._look = asyncio.Event()  # for its tools, now rather than in a while
+        self._turned = asyncio.Event()
+        self._session = _Session(self._wake)
+
+    def _wake(self) -> None:
+        turned, self._turned = self._turned, asyncio.Event()
+        turned.set()
+
+    async def _until(self, is_so: Callable[[], bool], within_s: float | None = None) -> bool:
+        """Returns as soon as it is so, or not within that time; whether it is. A session is what may make it so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not is_so():
+                    await self._turned.wait()
+        return is_so()
 
     # Its life
 
@@ -107,51 +122,48 @@ class Server:
 
     async def _be_up(self) -> NoReturn:
         """Starts it and looks after it. Returns only by what ended it."""
+        session = self._session = _Session(self._wake)
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(limits.MCP_START_S):
-                client = await stack.enter_async_context(self._connected())
+                client = session.client = await stack.enter_async_context(self._connected(session))
                 listed = await self._list(client)
-            listening = asyncio.create_task(self._listen(client))
+            listening = asyncio.create_task(self._listen(session))
             stack.callback(listening.cancel)
-            session = self._session = _Session(client)
-            stack.callback(self._go_down)  # before the process is waited for
+            stack.callback(self._go_down, session)  # before the process is waited for
             log.info("MCP server %s is up with %d tools", self.name, len(listed))
+            session.answered()
+            self._offer(listed)
             while True:
-                if not session.over.is_set():
-                    self._up.set()
-                    self._offer(listed)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(limits.MCP_CHECK_S):
-                        await self._look.wait()
-                self._look.clear()
+                await self._until(lambda: session.look or session.state == "over", limits.MCP_CHECK_S)
+                session.look = False
                 try:
-                    async with asyncio.timeout(limits.MCP_ANSWER_S):
-                        listed = await self._list(client)
-                    session.heard = time.monotonic()
-                except TimeoutError:
-                    # It may do one thing at a time, and then it is silent for as long as a call may take.
-                    if not session.calls or time.monotonic() - session.heard > self.config.timeout_s:
-                        raise
-                except MCPError:
-                    self._go_down()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(limits.MCP_LAST_WORDS_S):
-                            await session.idle.wait()  # a call may be refused as well, which is better than lost
+                    await self._check(session)
+                except (_Refused, _Closed):
+                    self._go_down(session)
+                    # A call may be refused as well, which is better than lost.
+                    await self._until(lambda: not session.calls, limits.MCP_LAST_WORDS_S)
                     raise
 
-    def _go_down(self) -> None:
-        self._up.clear()
-        if self._session is not None:
-            self._session.over.set()
-            self._session = None
+    async def _check(self, session: "_Session") -> None:
+        """Asks it for its tools, which also says whether it is alive. Raises what gives it up."""
+        try:
+            async with asyncio.timeout(limits.MCP_ANSWER_S):
+                listed = await session.ask(self._list(session.client))
+        except (TimeoutError, MCPError):
+            # It may do one thing at a time, and then it is silent for as long as a call may take; or it has had enough
+            # of questions for now.
+            if not session.calls or time.monotonic() - session.heard > self.config.timeout_s:
+                raise
+        else:
+            session.answered()
+            self._offer(listed)
+
+    def _go_down(self, session: "_Session") -> None:
+        session.turn("over")
         self._offer([])
 
-    def _ended(self) -> None:
-        self._go_down()
-        self._look.set()
-
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Client]:
+    async def _connected(self, session: "_Session") -> AsyncIterator[Client]:
         """A session with it, its process or its HTTP connections included."""
         async with contextlib.AsyncExitStack() as stack:
             said: TextIO | None = None
@@ -164,16 +176,19 @@ class Server:
             else:
                 assert self.config.url is not None
                 http = httpx2.AsyncClient(
-                    headers=self.config.headers,
+                    # Without compression, so that what is read is as large as what comes of it.
+                    headers={"Accept-Encoding": "identity", **self.config.headers},
                     timeout=httpx2.Timeout(limits.MCP_CONNECT_S, read=None),  # a call may be silent until its deadline
-                    event_hooks={"response": [self._answered]},
+                    event_hooks={"response": [session.responded]},
                 )
                 await stack.enter_async_context(http)
                 transport = streamable_http_client(
                     self.config.url, http_client=http, max_sse_event_size=limits.MCP_MESSAGE_BYTES_MAX
                 )
             client = await stack.enter_async_context(
-                Client(_watched(transport, self._ended), cache=None, message_handler=self._told)
+                Client(
+                    _watched(transport, session.end), cache=None, message_handler=functools.partial(self._told, session)
+                )
             )
             if said is not None:
                 said.close()  # its process has it now
@@ -186,7 +201,7 @@ class Server:
             page = await client.list_tools(cursor=cursor)
             listed += page.tools
             cursor = page.next_cursor
-            if cursor is None or len(listed) > limits.MCP_TOOLS_MAX:
+            if cursor is None or len(listed) > limits.MCP_LISTED_MAX:
                 return listed
 
     def _offer(self, listed: list[mcp_types.Tool]) -> None:
@@ -195,16 +210,16 @@ class Server:
             self.tools = tools(self.name, self.config, listed, self._call) if listed else []
             self._changed()
 
-    async def _listen(self, client: Client) -> None:
+    async def _listen(self, session: "_Session") -> None:
         """Newer servers tell of changes only to whoever asks."""
         with contextlib.suppress(ListenNotSupportedError, SubscriptionLost, MCPError):
-            async with client.listen(tools_list_changed=True) as changes:
+            async with session.client.listen(tools_list_changed=True) as changes:
                 async for _ in changes:
-                    self._look.set()
+                    session.look_at()
 
-    async def _told(self, message: IncomingMessage) -> None:
+    async def _told(self, session: "_Session", message: IncomingMessage) -> None:
         if isinstance(message, mcp_types.ToolListChangedNotification):
-            self._look.set()
+            session.look_at()
         elif isinstance(message, Exception):
             log.warning("MCP server %s wrote what is no message: %s", self.name, _reason(message))
 
@@ -221,12 +236,6 @@ class Server:
                     return
             if words := line.decode(errors="replace").rstrip():
                 log.info("MCP server %s says: %s", self.name, words)
-
-    async def _answered(self, response: httpx2.Response) -> None:
-        if response.status_code in _REFUSALS and MCP_SESSION_ID in response.request.headers:
-            self._look.set()
-            if response.request.method == "POST":
-                _statuses.get([]).append(response.status_code)
 
     # A call
 
@@ -249,20 +258,16 @@ class Server:
             context.progress(progress / total if total else None, message or ("" if total else f"{progress:g}"))
 
         for _ in range(2):
-            while (session := self._session) is None or not self._up.is_set():
-                await self._up.wait()
+            await self._until(lambda: self._session.state == "up")
+            session = self._session
             try:
                 answer = await session.call(name, arguments, say)
-            except _Refused:
-                self._look.set()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(limits.MCP_ANSWER_S):
-                        await session.over.wait()
+            except _Refused as refused:
+                if not await self._is_over(session):  # it does not like the call
+                    raise ToolError(str(refused)) from refused
+            except _Closed as closed:
+                raise Lost(f"the MCP server was lost while it ran: {closed}") from closed
             except MCPError as error:
-                if error.code == mcp_types.CONNECTION_CLOSED:
-                    self._up.clear()  # until it has answered, or another session has begun
-                    self._look.set()
-                    raise Lost(f"the MCP server was lost while it ran: {error.message}") from error
                 raise ToolError(error.message or f"the MCP server answered with the error {error.code}") from error
             except (RuntimeError, pydantic.ValidationError) as error:  # an answer that is none
                 raise ToolError(str(error)) from error
@@ -272,40 +277,113 @@ class Server:
                 return content(answer)
         raise ToolError("the MCP server did not take the call, in a new session neither")
 
+    async def _is_over(self, session: "_Session") -> bool:
+        """Whether it is, of a session that was in doubt."""
+        await self._until(lambda: session.state != "doubted", limits.MCP_ANSWER_S)
+        return session.state == "over"
+
 
 class _Refused(Exception):
-    """A server does not know the session any more, so it has not run the call."""
+    """A server has answered that it does not take this, so it has not run it. It may not know the session any more."""
+
+
+class _Closed(Exception):
+    """The connection was lost before the answer came."""
 
 
 class _Session:
-    """One connection to a server, until it is `over`: how many calls it has, and when it last answered."""
+    """One connection to a server, and what is known of it.
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.over = asyncio.Event()
+    `starting`, until it has said which tools it has; `up`: calls are made; `doubted`, from what may be its end until it
+    has answered a question: calls wait; `over` for good. `changed` is called whenever something may wait for that.
+    """
+
+    client: Client
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.state: State = "starting"
+        self.look = False
+        """Whether it shall be asked for its tools now, rather than in a while."""
         self.calls = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
         self.heard = time.monotonic()
+        self._changed = changed
+
+    def turn(self, state: State) -> None:
+        if self.state != "over":
+            self.state = state
+            self._changed()
+
+    def look_at(self) -> None:
+        self.look = True
+        self._changed()
+
+    def doubt(self) -> None:
+        if self.state == "up":
+            self.turn("doubted")
+        self.look_at()
+
+    def answered(self) -> None:
+        """It has said which tools it has."""
+        self.heard = time.monotonic()
+        self.turn("up")
+
+    def end(self) -> None:
+        """It says no more."""
+        self.turn("over")
+
+    async def responded(self, response: httpx2.Response) -> None:
+        """Looks at each HTTP response before its body is read."""
+        if response.headers.get("content-type", "").startswith("application/json"):
+            response.stream = _Bounded(response.stream)
+        if response.status_code >= 400 and response.request.method == "POST":
+            _errors.get([]).append(response.status_code)
+        if response.status_code in _REFUSALS and MCP_SESSION_ID in response.request.headers:
+            self.doubt()
+
+    async def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """Its answer. Raises `_Refused`, `_Closed`, `MCPError` for an error that it says, and what an answer that is
+        none makes of itself.
+        """
+        errors: list[int] = []
+        _errors.set(errors)
+        try:
+            return await question
+        except MCPError as error:
+            if self.state in ("doubted", "over") and not set(_REFUSALS).isdisjoint(errors):
+                raise _Refused(error.message) from error
+            if error.code == mcp_types.CONNECTION_CLOSED and not errors:
+                self.doubt()
+                raise _Closed(error.message) from error
+            raise
 
     async def call(self, name: str, arguments: dict[str, Any], say: ProgressFnT) -> mcp_types.CallToolResult:
-        """The server's answer. Raises `_Refused`, `MCPError`, and what an answer that is none makes of itself."""
-        statuses: list[int] = []
-        _statuses.set(statuses)
+        """As `ask`, of a tool."""
         self.calls += 1
-        self.idle.clear()
         try:
-            answer = await self.client.call_tool(name, arguments, progress_callback=say)
-        except MCPError as error:
-            if statuses:
-                raise _Refused from error
-            raise
+            answer = await self.ask(self.client.call_tool(name, arguments, progress_callback=say))
         finally:
             self.calls -= 1
-            if not self.calls:
-                self.idle.set()
+            self._changed()
         self.heard = time.monotonic()
         return answer
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that ends with an error where it is too large: the library reads JSON whole."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = 0
+        async for chunk in self._stream:
+            read += len(chunk)
+            if read > limits.MCP_MESSAGE_BYTES_MAX:
+                raise httpx2.StreamError(f"more than {limits.MCP_MESSAGE_BYTES_MAX} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 @contextlib.asynccontextmanager

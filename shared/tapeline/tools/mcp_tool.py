@@ -6,9 +6,10 @@ Needs `tapeline[mcp]`.
 import hashlib
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
+import jsonschema
 import jsonschema.exceptions
 import jsonschema.validators
 import mcp_types
@@ -37,6 +38,8 @@ def tools(
 ) -> list[AnyTool]:
     """What a server lists as tools of ours, which run by `call`. The log says which of them cannot be, and why."""
     made: dict[str, AnyTool] = {}
+    if len(listed) > limits.MCP_LISTED_MAX:
+        log.warning("MCP server %s lists more than %d tools; the rest is not looked at", server, limits.MCP_LISTED_MAX)
     known = {one.name for one in listed}
     for named in (config.tools, config.needs_approval, config.idempotent):
         if isinstance(named, list) and (strangers := sorted(set(named) - known)):
@@ -103,13 +106,25 @@ def tool_name(prefix: str, name: str) -> str:
 
 
 def _check(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Holds arguments to a JSON Schema, as the server would, and raises `Invalid`. Fetches no reference."""
+    """Holds arguments to a JSON Schema, and raises `Invalid`; what a regular expression says is left to the server.
+
+    The expressions are ECMA's, which Python has not, and one may take for ever, all of Python with it. Fetches no
+    reference.
+    """
     kind = jsonschema.validators.validator_for(schema)
     try:
-        kind.check_schema(schema)
+        kind.check_schema(schema, format_checker=jsonschema.FormatChecker(()))  # type: ignore[call-arg] # it does take it
     except jsonschema.exceptions.SchemaError as error:
         raise _CannotBe(f"its schema is none: {error.message}") from error
-    validator = kind(schema, registry=referencing.Registry())
+    lenient = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+        kind,
+        dict.fromkeys(("pattern", "patternProperties", "unevaluatedProperties"), _no_error)
+        | {"additionalProperties": _additional(kind.VALIDATORS["additionalProperties"])},
+    )
+    # Where a reference leads to the root, its $schema would bring the strict kind back.
+    validator = lenient(
+        {key: value for key, value in schema.items() if key != "$schema"}, registry=referencing.Registry()
+    )
 
     def check(arguments: dict[str, Any]) -> None:
         try:
@@ -122,6 +137,21 @@ def _check(schema: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
             raise Invalid(f"invalid arguments: {error.message} - at `{error.json_path}`")
 
     return check
+
+
+Keyword = Callable[[Any, Any, Any, dict[str, Any]], Iterable[jsonschema.exceptions.ValidationError] | None]
+"""Checks one keyword of a schema, given the validator, the keyword's value, the instance and the schema."""
+
+
+def _no_error(*_: Any) -> None:
+    """Of a keyword that is not checked."""
+
+
+def _additional(strict: Keyword) -> Keyword:
+    """The check of `additionalProperties`, which are those that no pattern of `patternProperties` names either."""
+    return lambda validator, value, instance, schema: (
+        None if "patternProperties" in schema else strict(validator, value, instance, schema)
+    )
 
 
 def content(answer: mcp_types.CallToolResult) -> Any:
