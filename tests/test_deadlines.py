@@ -10,15 +10,37 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tapeline import counter, limits, subjects
 from tapeline.append import Chain
 from tapeline.clock import now_ms
-from tapeline.events import Answer, AnyEvent, Conversation, Done, Message, Step, Token, Unknown
+from tapeline.events import (
+    Answer,
+    AnswerCall,
+    AnyEvent,
+    Conversation,
+    Done,
+    Event,
+    Message,
+    Step,
+    Stop,
+    Token,
+    ToolCall,
+    ToolProgress,
+    ToolResult,
+    ToolStarted,
+    Unknown,
+)
+from tapeline.fold import State
 from tapeline.record import Record
 from tapeline.registry import Registry, ToolSpec
 from tapeline.replay import load
 from tapeline.tape import Tape
 
+from services.inference import engine
+from services.inference.decide import Budget, Trigger
+from services.inference.engine import Engine
+from services.inference.model import Models
 from tests.client import Client, Posted, log_of, types
 from tests.model_server import STREAM_HEAD, RawServer, sse
 from tests.stack import Stack, until, wait_until
@@ -96,6 +118,81 @@ async def test_calls_of_a_tool_that_has_gone_get_a_result_that_says_so_long_befo
         assert limits.TOOL_ABSENT_S * 1000 <= result["ts"] - issued["ts"] < issued["deadline"] - issued["ts"]
         assert told[-1]["type"] == "done"
         await log_of(fresh_stack.nats.url, conversation)
+
+
+@pytest.fixture
+async def between(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Engine, list[Event]]]:
+    """An engine, and what others append each time it has read a conversation; the last of it again and again."""
+    said: list[Event] = []
+
+    async def read(tape: Tape, conversation: str) -> State:
+        state = await load(tape, conversation)
+        if said:
+            event = said.pop(0) if len(said) > 1 else said[0]
+            kind = subjects.TOOL_DELTA if isinstance(event, ToolProgress) else subjects.MODEL_DELTA
+            await Chain(tape, conversation, state.last_event_id).append(kind, event)
+        return state
+
+    monkeypatch.setattr(engine, "load", read)
+    models = Models("demo", {})
+    yield Engine(tape, Registry(tape), models, "demo", Budget(), "w"), said
+    await models.aclose()
+
+
+def progress() -> ToolProgress:
+    return ToolProgress(run="r", ts=now_ms(), call="r-1-1", tool="b", text="chatter")
+
+
+async def test_calls_are_settled_beside_others_that_say_something_all_the_time(
+    tape: Tape, between: tuple[Engine, list[Event]]
+) -> None:
+    now = now_ms()
+    of_step: dict[str, Any] = {"run": "r", "ts": now, "step": 1, "attempt": 1}
+    chain = Chain(tape, "c", 0)
+    calls = [AnswerCall(call=f"r-1-{number}", tool=tool, arguments={}) for number, tool in enumerate("ab")]
+    deadlines = (now - int(limits.TOOL_GRACE_S * 1000), now + 60_000)
+    await chain.commit(
+        [
+            (subjects.INPUT, Conversation(run="-", ts=now, owner="local")),
+            (subjects.INPUT, Message(run="r", ts=now, content="go")),
+            (subjects.MODEL, Step(**of_step, worker="w", trigger=2)),
+            (subjects.MODEL, Answer(**of_step, finish="tool_calls", calls=calls)),
+            *(
+                (subjects.call(call.tool), ToolCall(**of_step, **structs.asdict(call), deadline=deadline))
+                for call, deadline in zip(calls, deadlines, strict=True)
+            ),
+        ]
+    )
+    await chain.append(subjects.TOOL, ToolStarted(run="r", ts=now, call="r-1-1", tool="b", worker="t", attempt=1))
+    working, said = between
+    said.append(progress())
+    async with asyncio.timeout(SLACK_S):
+        assert await working.react("c", Trigger(chain.last, 1))
+    events = [record.event() for record in await tape.read("c")]
+    assert [event.call for event in events if isinstance(event, ToolResult)] == ["r-1-0"]
+    assert sum(isinstance(event, ToolProgress) for event in events) == 2, "it was read once to decide, and once more"
+
+
+async def test_what_the_model_says_before_its_run_is_ended_is_in_the_answer(
+    tape: Tape, between: tuple[Engine, list[Event]]
+) -> None:
+    now = now_ms()
+    of_step: dict[str, Any] = {"run": "r", "ts": now, "step": 1, "attempt": 1}
+    chain = Chain(tape, "c", 0)
+    await chain.commit(
+        [
+            (subjects.INPUT, Conversation(run="-", ts=now, owner="local")),
+            (subjects.INPUT, Message(run="r", ts=now, content="go")),
+            (subjects.MODEL, Step(**of_step, worker="other", trigger=2)),
+            (subjects.INPUT, Stop(run="r", ts=now)),
+        ]
+    )
+    working, said = between
+    said += [Token(**of_step, text="the last word"), progress()]
+    async with asyncio.timeout(SLACK_S):
+        assert await working.react("c", Trigger(chain.last, 1))
+    (answer,) = [event for record in await tape.read("c") if isinstance(event := record.event(), Answer)]
+    assert answer.text == "the last word"
 
 
 async def test_a_tool_is_not_absent_while_it_may_come_back(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tapeline.registry import ToolSpec
 from tapeline.tape import Gone, Tape
 
 from .conclude import Spoken, answered, call_id, spoken
-from .decide import Budget, Claim, Trigger
+from .decide import Budget, Claim, Trigger, matters
 from .deltas import Deltas, Full
 from .history import prompt_of
 from .model import Models
@@ -96,9 +96,9 @@ class Attempt:
     async def _make(self, span: trace.Span) -> None:
         claim = self.claim
         step = await self._claimed()
-        # whatever came between: decide again
-        last = self.state.last_event_id
-        seq = await Chain(self.tape, self.conversation, last).append(subjects.MODEL, step, telemetry.carrier())
+        # if something came between that matters: decide again
+        claiming = Chain(self.tape, self.conversation, self.state.last_event_id, matters)
+        seq = await claiming.append(subjects.MODEL, step, telemetry.carrier())
         chain = Chain(self.tape, self.conversation, seq, self._ends)
         deltas = Deltas(chain, step, self.clock)
         finish: Finish = await _first(self._produce(deltas, step.text), deltas.pump(), self._watch(seq))

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tapeline import limits
+from tapeline import limits, subjects
 from tapeline.events import Outcome
 from tapeline.fold import CallState, RunState, State, StepState
+from tapeline.record import Record
 
 _ABSENT_MS: Final = int(limits.TOOL_ABSENT_S * 1000)
 
@@ -181,6 +182,13 @@ def _end_of(call: CallState, now: int, absent: Collection[str]) -> tuple[Outcome
         case "running" if now >= patience(call):
             return "timeout", f"the tool {call.tool} did not end in time; whether it had its effect is not known"
     return None
+
+
+def matters(record: Record) -> bool:
+    """Whether an event may change what there is to do, or what is to be written. What tools show while they run does
+    neither, and with several at work there is always some.
+    """
+    return record.kind != subjects.TOOL_DELTA
 
 
 def _look_at(call: CallState, now: int) -> int:

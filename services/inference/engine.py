@@ -17,7 +17,7 @@ from tapeline.tape import Tape
 
 from .attempt import Attempt, Failed
 from .conclude import Entries, ended, issued, settled, spoken
-from .decide import Budget, Claim, End, Issue, Leave, Purge, Rest, Settle, Sweep, Trigger, Wait, decide
+from .decide import Budget, Claim, End, Issue, Leave, Purge, Rest, Settle, Sweep, Trigger, Wait, decide, matters
 from .model import Models
 
 log = logging.getLogger(__name__)
@@ -158,5 +158,5 @@ class Engine:
         log.info("%s: deleted, and purged", conversation)
 
     async def _commit(self, conversation: str, state: State, entries: Entries) -> None:
-        """Appends right after what was decided on; whatever came between, we decide again (`Overtaken`)."""
-        await Chain(self.tape, conversation, state.last_event_id).commit(entries, telemetry.carrier())
+        """Appends after what was decided on; if something came between that matters, we decide again (`Overtaken`)."""
+        await Chain(self.tape, conversation, state.last_event_id, matters).commit(entries, telemetry.carrier())
