@@ -1,4 +1,4 @@
-"""A TCP line to an edge that can be cut and mended, or cuts each connection by itself."""
+"""A TCP line to a server that can be held, or cut and mended, or cuts each connection by itself."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 
 class Line:
-    """Between a reader and the edge at `port`."""
+    """Between a client and the server at `port`."""
 
     url: str
 
@@ -17,6 +17,8 @@ class Line:
         self._port = port
         self._open: set[asyncio.StreamWriter] = set()
         self._cut = False
+        self._flows = asyncio.Event()
+        self._flows.set()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -40,6 +42,13 @@ class Line:
     def mend(self) -> None:
         self._cut = False
 
+    def hold(self) -> None:
+        """What the server says does not arrive, until it is let go; what it is told does."""
+        self._flows.clear()
+
+    def let_go(self) -> None:
+        self._flows.set()
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._cut:
             writer.transport.abort()
@@ -48,13 +57,20 @@ class Line:
         left = None if self.bytes_first is None else int(self.bytes_first * 1.01**self.connections)
         self.connections += 1
         self._open |= {writer, far_writer}
-        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer, left))
+        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer, left, self._flows))
         self._open -= {writer, far_writer}
 
     @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None = None) -> None:
+    async def _copy(
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        left: int | None = None,
+        flows: asyncio.Event | None = None,
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while left != 0 and (data := await reader.read(65_536 if left is None else left)):
+                if flows:
+                    await flows.wait()
                 writer.write(data)
                 await writer.drain()
                 left = None if left is None else left - len(data)

@@ -34,6 +34,7 @@ class Inference:
         self._held: dict[tuple[str, int], Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(limits.RUNS_PER_WORKER_MAX)
+        self._stopping = False
 
     async def start(self) -> None:
         """Takes triggers. Raises `Unavailable`."""
@@ -44,7 +45,8 @@ class Inference:
 
     async def stop(self) -> None:
         """Hands over what is under way: other workers go on with it at once."""
-        await self.deliveries.stop_taking()
+        self._stopping = True
+        self.deliveries.stop_taking()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -62,6 +64,9 @@ class Inference:
         except BaseException:  # cancelled while it waited for a slot, as a rule
             delivery.leave()
             raise
+        if self._stopping:  # which is why there is a slot
+            await delivery.give_back()
+            return
         task = asyncio.create_task(self._handle(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

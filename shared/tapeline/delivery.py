@@ -139,6 +139,7 @@ class Deliveries:
             apply_types=False,
         )
         self._subscribers: dict[tuple[str, str], Any] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._pulse: Pulse | None = None
         self._denial: Exception | None = None
 
@@ -167,16 +168,19 @@ class Deliveries:
         with _available():
             await subscriber.start()
         subscription: Any = subscriber.subscription
-        subscription.fetch = _paced(subscription.fetch)
+        subscription.fetch = _Fetch(subscriber)
         self._subscribers[stream, durable] = subscriber
 
-    async def unbind(self, stream: str, durable: str) -> None:
-        """Fetches no more from this consumer; what was taken can still be answered."""
+    def unbind(self, stream: str, durable: str) -> None:
+        """Takes no more from this consumer: what a fetch under way still brings is given back, until it ends within
+        `PULL_S`. What was taken can still be answered.
+        """
         if (subscriber := self._subscribers.pop((stream, durable), None)) is None:
             return
-        subscriber.running = False  # it ends after the fetch that is under way
-        with contextlib.suppress(nats.errors.Error):  # the connection is gone, and so are the deliveries
-            await subscriber.subscription.unsubscribe()
+        subscriber.running = False
+        task = asyncio.create_task(subscriber.subscription.fetch.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def check(self) -> None:
         """To be called now and then: moves to another server where this one is cut off from its cluster.
@@ -188,13 +192,15 @@ class Deliveries:
         if self._pulse is not None:
             await self._pulse.take()
 
-    async def stop_taking(self) -> None:
-        """Fetches no more; what was taken can still be answered."""
+    def stop_taking(self) -> None:
+        """Takes no more; what was taken can still be answered."""
         for binding in list(self._subscribers):
-            await self.unbind(*binding)
+            self.unbind(*binding)
 
     async def close(self) -> None:
-        """Ends the connection, after `stop_taking`."""
+        """Ends the connection, after `stop_taking`, when no fetch is under way any more."""
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=limits.PULL_S + limits.TAKE_CANCEL_S)
         for subscriber in self._broker.subscribers:
             ended: Any = subscriber
             ended.subscription = None  # FastStream would unsubscribe it once more, which raises
@@ -225,20 +231,33 @@ async def _said(word: Coroutine[Any, Any, None]) -> None:
         log.warning("a delivery could not be answered: %s", str(error) or type(error).__name__)
 
 
-Fetch = Callable[..., Awaitable[list[Msg]]]
+class _Fetch:
+    """Stands where FastStream's subscriber fetches, for what it does not do."""
 
+    def __init__(self, subscriber: Any) -> None:
+        self._subscriber = subscriber
+        self._fetch: Callable[..., Awaitable[list[Msg]]] = subscriber.subscription.fetch
+        self._unsubscribe: Callable[[], Awaitable[None]] = subscriber.subscription.unsubscribe
+        self._turn = asyncio.Lock()
 
-def _paced(fetch: Fetch) -> Fetch:
-    """FastStream asks again at once where a consumer has no leader, as fast as the processor goes."""
+    async def __call__(self, **how: Any) -> list[Msg]:
+        async with self._turn:
+            try:
+                messages = await self._fetch(**how) if self._subscriber.running else []
+            except ServiceUnavailableError:  # FastStream would ask again at once, as fast as the processor goes
+                await asyncio.sleep(limits.PULL_RETRY_S)
+                raise
+            if self._subscriber.running:
+                return messages
+            for message in messages:  # which FastStream would drop, and the server deliver again when it is too late
+                await _said(message.nak())
+            return []
 
-    async def paced(*args: Any, **more: Any) -> list[Msg]:
-        try:
-            return await fetch(*args, **more)
-        except ServiceUnavailableError:
-            await asyncio.sleep(limits.PULL_RETRY_S)
-            raise
-
-    return paced
+    async def end(self) -> None:
+        """Waits for the fetch under way: the server may have answered it already."""
+        async with self._turn:
+            with contextlib.suppress(nats.errors.Error):  # the connection is gone, and so are the deliveries
+                await self._unsubscribe()
 
 
 async def _untouched(message: NatsMessage) -> NatsMessage:

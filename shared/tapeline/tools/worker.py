@@ -314,7 +314,7 @@ class Worker:
     async def _close(self, desk: Desk) -> None:
         del self._desks[desk.tool.name]
         for shard in range(self.tape.deployment.shards):
-            await self._deliveries.unbind(subjects.stream(shard), subjects.tool_consumer(desk.tool.name))
+            self._deliveries.unbind(subjects.stream(shard), subjects.tool_consumer(desk.tool.name))
         desk.close()
 
     # Deliveries
