@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Final, TypedDict
 
-STOP_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL
+from tapeline import limits
+
+STOP_GRACE_S: Final = limits.EXIT_S  # from SIGTERM to SIGKILL
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

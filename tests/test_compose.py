@@ -15,7 +15,7 @@ from typing import Any, Final
 import jsonschema
 import pytest
 import yaml
-from tapeline import permissions
+from tapeline import limits, permissions
 from tapeline.settings import EX_CONFIG
 
 ROOT: Final = Path(__file__).parent.parent
@@ -75,6 +75,22 @@ def test_what_it_builds_mounts_and_waits_for_is_there(compose: dict[str, Any], s
             assert there, f"{name} mounts {source}"
         for other in service.get("depends_on", ()):
             assert other in compose["services"], f"{name} waits for {other}"
+
+
+def test_whoever_is_asked_to_end_has_the_time_that_it_takes(compose: dict[str, Any]) -> None:
+    seconds = f"{limits.EXIT_S:.0f}"
+    assert {compose["services"][name]["stop_grace_period"] for name in SERVICES} == {f"{seconds}s"}
+    for page, words in (
+        ("tools.md", f"give it {seconds} s"),
+        ("operating.md", f"Give every service {seconds} s"),
+        ("first-worker.md", f"stop_grace_period: {seconds}s"),
+    ):
+        assert words in (ROOT / "docs" / page).read_text()
+    # A tool worker takes longest: calls end, those that are cut say so, then what brings calls and MCP servers end side
+    # by side, and last the loop of the async tools, which one of them may block.
+    fetches_s = limits.PULL_S + 2 * limits.TAKE_CANCEL_S
+    worker_s = limits.DRAIN_S + limits.APPEND_TIMEOUT_S + max(fetches_s, limits.MCP_CLOSE_S) + limits.TOOL_CANCEL_S
+    assert worker_s + 2 <= limits.EXIT_S, "and two seconds for a busy machine"
 
 
 def test_nobody_starts_before_provision_has_succeeded(compose: dict[str, Any]) -> None:

@@ -65,7 +65,8 @@ TRIGGERS_PENDING_MAX: Final = 10_000  # unacknowledged triggers per shard, over 
 RUNS_PER_WORKER_MAX: Final = 256  # triggers that one process handles at a time
 TRIGGER_AGAIN_S: Final = 1.0  # after a failure of ours
 DRIFT_CHECK_S: Final = 5.0
-DRAIN_S: Final = 8.0
+DRAIN_S: Final = 8.0  # for what is under way to end by itself
+EXIT_S: Final = 20.0  # from SIGTERM to the end of a service, at most: what a deployment gives it before SIGKILL
 WAKE_TTL_S: Final = 7 * 24 * 3_600  # how long a timer that fired waits for inference to be back
 
 # Tools

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from opentelemetry.context import attach
 
 from tapeline import events, limits, settings, subjects, telemetry
-from tapeline.connection import Unavailable
+from tapeline.connection import Unavailable, reason
 from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import ToolCall
 from tapeline.registry import Offer, Registry
@@ -175,19 +175,24 @@ class Worker:
             self.tools = {}
             for desk in list(self._desks.values()):
                 await self._close(desk)
-        try:
-            await self.registry.withdraw()
-        except Unavailable as error:
-            log.warning("could not withdraw the tools, they expire by themselves: %s", error)
-        await self._calls_end(limits.DRAIN_S)
+        await asyncio.gather(self._withdraw(), self._calls_end(limits.DRAIN_S))
         self._cut.set()
         await self._calls_end(limits.APPEND_TIMEOUT_S)
-        await self._deliveries.close()
+        await asyncio.gather(self._deliveries.close(), self._end_beside())
+        await self._loop.close()
+
+    async def _withdraw(self) -> None:
+        try:
+            async with asyncio.timeout(limits.DRAIN_S):
+                await self.registry.withdraw()
+        except (Unavailable, TimeoutError) as error:
+            log.warning("could not withdraw the tools, they expire by themselves: %s", reason(error))
+
+    async def _end_beside(self) -> None:
         for work in self._beside:
             work.cancel()
         if self._beside:
             await asyncio.wait({work.future for work in self._beside}, timeout=limits.MCP_CLOSE_S)
-        await self._loop.close()
 
     async def _calls_end(self, within_s: float) -> None:
         if self._calls:
