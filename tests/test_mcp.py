@@ -17,10 +17,12 @@ import mcp_types
 import pytest
 from tapeline import limits, subjects
 from tapeline.clock import now_ms
+from tapeline.connection import api
 from tapeline.events import Stop, ToolProgress, ToolStarted
 from tapeline.registry import Registry
 from tapeline.settings import ConfigError
 from tapeline.tape import Tape
+from tapeline.tools import consumer
 from tapeline.tools.context import Context, Flag
 from tapeline.tools.definition import AnyTool
 from tapeline.tools.mcp import Servers
@@ -502,6 +504,26 @@ def everything_of(worker: Worker) -> int:
         child for child in children(pid(worker)) if b"server-everything" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     return found
+
+
+async def test_a_tool_that_cannot_be_served_keeps_no_other_from_being(
+    tape: Tape, workers: Start, tmp_path: Path
+) -> None:
+    stream, name = subjects.stream(0), subjects.tool_consumer("trouble_wait")
+    await consumer.ensure(tape, "trouble_wait", 0)
+    found = (await api(tape.nc, f"CONSUMER.INFO.{stream}.{name}"))["config"]
+    changed = {"stream_name": stream, "config": found | {"ack_wait": 1_000_000_000}}
+    await api(tape.nc, f"CONSUMER.CREATE.{stream}.{name}.{found['filter_subject']}", changed)
+    file = tmp_path / "servers.json"
+    file.write_text(json.dumps({"mcpServers": {"trouble": trouble(tmp_path / "trouble")}}))
+    worker = await workers("tests.toolbox", "--mcp", str(file))
+    await until("offered", lambda: is_offered(tape, "trouble_fail"), WAIT_S)
+    problem = "tool trouble_wait is not offered: consumer tool_trouble_wait of TAPE_0 has ack_wait"
+    await until("it is tried again", lambda: worker.said().count(problem) >= 2, limits.REGISTRY_REFRESH_S + WAIT_S)
+    assert await is_withdrawn(tape, "trouble_wait")
+    assert await Called(tape)("add", a=1, b=2) == ("ok", 3)
+    await api(tape.nc, f"CONSUMER.DELETE.{stream}.{name}")
+    await until("offered too", lambda: is_offered(tape, "trouble_wait"), limits.REGISTRY_REFRESH_S + WAIT_S)
 
 
 async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ async def test_the_offer_counts_that_was_taken_up_first(tape: Tape, monkeypatch:
         )
 
     async def counting() -> tuple[str, int]:
-        offer = (await reader.counting())["add"]
+        offer = (await reader.counting("add"))["add"]
         return offer.tool.description, offer.since
 
     old, new, newer, reader = (Registry(tape, name) for name in ("z-old", "b-new", "a-newer", "reader"))

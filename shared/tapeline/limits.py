@@ -103,6 +103,7 @@ OUTPUT_ROOM_S: Final = 0.02  # how often a tool on an event loop looks whether i
 REGISTRY_TTL_S: Final = 30.0
 REGISTRY_REFRESH_S: Final = 10.0  # also how often a worker looks whether its consumers are still there
 REGISTRY_CACHE_S: Final = 1.0
+CONSUMERS_ASKED_MAX: Final = 16  # by one worker at a time
 STAND_BY_LOOK_S: Final = 0.5  # how often a worker that stands by looks whether the others have gone
 
 # MCP servers

@@ -114,9 +114,10 @@ class Registry:
                 self._fresh_until = clock() + limits.REGISTRY_CACHE_S
             return dict(self._cached)
 
-    async def counting(self) -> dict[str, Offer]:
-        """The offer that counts of each tool, by name, as of now. Raises `Unavailable`."""
-        return _counting(await self._records())
+    async def counting(self, *tools: str) -> dict[str, Offer]:
+        """The offer that counts of each of these tools, by name, as of now. Raises `Unavailable`."""
+        read = (self.tape.stored(_STREAM, f"{_PREFIX}.{tool}.>") for tool in tools)
+        return _counting(record for records in await asyncio.gather(*read) for record in records)
 
     async def offers(self) -> list[Offer]:
         """Every worker's offer of every tool, as of now, in the order in which they count. Raises `Unavailable`."""

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from opentelemetry.context import attach
 
 from tapeline import events, limits, settings, subjects, telemetry
-from tapeline.connection import Unavailable, reason
+from tapeline.connection import Refused, Unavailable, reason
 from tapeline.delivery import Deliveries, Delivery
 from tapeline.events import ToolCall
 from tapeline.registry import Offer, Registry
@@ -156,7 +156,9 @@ class Worker:
         """Makes these what it offers, after `start`. Of those that are gone it takes no more calls; those under way
         end as usual. Calling it again changes nothing.
 
-        Raises `ConfigError` where two have the same name, and `Refused`. While NATS is away it raises `Unavailable`
+        One whose calls this worker may not take is not offered, and the log says why; it is tried again and again.
+
+        Raises `ConfigError` where two have the same name. While NATS is away it raises `Unavailable`
         and goes on trying by itself.
         """
         self.tools = _by_name(tools)
@@ -227,6 +229,8 @@ class Worker:
             await self._deliveries.check()
             try:
                 await self._settle()
+                for refused in (await self._ensure_consumers(self._desks)).values():
+                    raise refused
             except Unavailable as error:
                 log.warning("%s; trying again in %g s", error, limits.REGISTRY_REFRESH_S)
 
@@ -238,7 +242,7 @@ class Worker:
             await asyncio.sleep(limits.STAND_BY_LOOK_S)
             if self._rivals:
                 with contextlib.suppress(Unavailable):  # and nothing can be done about it before it is back
-                    if self._found_rivals(await self.registry.counting()).keys() != self._rivals.keys():
+                    if self._found_rivals(await self.registry.counting(*self._rivals)).keys() != self._rivals.keys():
                         return
 
     async def _join(self) -> None:
@@ -250,15 +254,20 @@ class Worker:
         """Brings about what `tools` says: closes the desks of those that are gone, offers the others, opens theirs."""
         async with self._changing:
             tools = dict(self.tools)
-            await self._ensure_consumers(tools)
-            specs = [tool.spec(self.pool) for tool in tools.values()]
             new = True
             while new:  # and as often as somebody else may have come first
-                self._tell(self._found_rivals(await self.registry.counting()))
+                self._tell(self._found_rivals(await self.registry.counting(*tools)))
                 for desk in list(self._desks.values()):
                     if tools.get(desk.tool.name) is not desk.tool or desk.tool.name in self._rivals:
                         await self._close(desk)
-                new = await self.registry.announce(specs, self._rivals)
+                # Of those that are served already, whose offers must not expire meanwhile, they are looked for later.
+                joining = tools.keys() - self._desks.keys() - self._rivals.keys()
+                for name, refused in (await self._ensure_consumers(joining)).items():
+                    if not self._started:
+                        raise refused
+                    log.error("tool %s is not offered: %s", name, refused)
+                    del tools[name]
+                new = await self.registry.announce([tool.spec(self.pool) for tool in tools.values()], self._rivals)
             for tool in tools.values():
                 if tool.name not in self._rivals:
                     await self._open(tool)
@@ -300,15 +309,29 @@ class Worker:
             log.warning("tool %s: no other schema is served any more; taking its calls", name)
         self._rivals = rivals
 
-    async def _ensure_consumers(self, tools: Iterable[str]) -> None:
-        """Makes those that are absent. A deleted consumer looks like one without messages."""
+    async def _ensure_consumers(self, tools: Iterable[str]) -> dict[str, Refused]:
+        """Makes those that are absent; for which tools that is refused. A deleted consumer looks like one without
+        messages. Raises `Unavailable`.
+        """
         gone = 0
-        for tool in tools:
-            for shard in range(self.tape.deployment.shards):
-                made = await consumer.ensure(self.tape, tool, shard)
-                gone += made and tool in self._desks
+        refused: dict[str, Refused] = {}
+        turns = asyncio.Semaphore(limits.CONSUMERS_ASKED_MAX)
+
+        async def ensure(tool: str, shard: int) -> None:
+            nonlocal gone
+            async with turns:
+                try:
+                    made = await consumer.ensure(self.tape, tool, shard)
+                except Refused as error:
+                    refused[tool] = error
+                else:
+                    gone += made and tool in self._desks
+
+        shards = range(self.tape.deployment.shards)
+        await asyncio.gather(*(ensure(tool, shard) for tool in tools for shard in shards))
         if gone:
             log.warning("%d consumers were gone, and are there again", gone)
+        return refused
 
     async def _open(self, tool: AnyTool) -> None:
         self._desks.setdefault(tool.name, Desk(tool, self._loop))
