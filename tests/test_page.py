@@ -573,6 +573,56 @@ async def test_a_refused_message_is_not_lost(page: Page) -> None:
     await expect(page.locator(".run")).to_have_count(1)
 
 
+async def test_what_was_written_while_a_message_was_refused_is_kept_as_well(page: Page) -> None:
+    go_on = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await go_on.wait()
+        await problem(route, 429, "rate_limited", "Too many messages in this minute.")
+
+    await page.route("**/messages", refuse)
+    message = page.get_by_label("Message", exact=True)
+    await ask(page, "long 5 please")
+    await expect(message).to_have_value("")
+    await message.fill("and another thing")
+    go_on.set()
+    await expect(message).to_have_value("long 5 please\n\nand another thing")
+    await page.reload()
+    await expect(message).to_have_value("long 5 please\n\nand another thing")
+
+
+async def test_an_edit_that_is_refused_is_not_lost(page: Page) -> None:
+    await ask(page, "long 5 first")
+    await answered(page)
+    await ask(page, "long 5 second")
+    await answered(page, runs=2)
+
+    async def refuse(route: Route) -> None:
+        await problem(route, 429, "rate_limited", "Too many messages in this minute.")
+
+    await page.route("**/messages", refuse)
+    first, second = page.locator(".run").first, page.locator(".run").last
+    await first.locator(".asked").hover()
+    await first.get_by_role("button", name="Edit").click()
+    edited = page.get_by_role("textbox", name="Edited message")
+    await edited.fill("long 7 instead")
+    await page.keyboard.press("Enter")
+    await expect(first.get_by_role("alert")).to_have_text("Too many messages in this minute.")
+    await expect(edited).to_have_value("long 7 instead")
+    await expect(edited).to_be_focused()
+    await expect(page.locator(".question:visible")).to_have_text(["long 5 second"])
+    await page.keyboard.press("Escape")
+    again = second.get_by_role("button", name="Answer again")
+    await again.click()
+    await expect(second.get_by_role("alert")).to_have_text("Too many messages in this minute.")
+    await expect(again).to_be_focused()
+    await page.unroute("**/messages")
+    await again.click()
+    await expect(page.locator(".counter:visible")).to_have_text("2/2", timeout=ANSWER_MS)
+    await expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    await answered(page, runs=2)
+
+
 async def test_a_conversation_that_does_not_exist(page: Page) -> None:
     await page.goto("/#no-such-conversation")
     await expect(page.get_by_text("This conversation does not exist")).to_be_visible()

@@ -10,7 +10,7 @@ export interface Composer {
   name(id: string): void;
   /** Its draft is on the tape: nothing is left to keep. */
   sent(id: string): void;
-  /** The words could not be sent: they are back, unless others were written meanwhile. */
+  /** The words could not be sent: they are back, before what was written meanwhile. */
   back(text: string): void;
   say(problem: string): void;
   /** `active`: an answer is under way, to be stopped; `sending`: nothing more can be sent now. */
@@ -27,6 +27,11 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
   const stop = find("stop", HTMLButtonElement);
   const problem = find("problem", HTMLParagraphElement);
   let conversation = "";
+  let unsent = ""; // said, and not known to be on the tape
+
+  function keepDraft(): void {
+    keep("session", `draft.${conversation}`, joined(unsent, content.value));
+  }
 
   function set(text: string): void {
     content.value = text;
@@ -48,8 +53,9 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
     if (send.disabled || !text.trim()) return;
     if (!stop.hidden) return say("An answer is under way. Stop it first, or wait for its end.");
     say("");
-    keep("session", `draft.${conversation}`, text); // until `sent`
+    unsent = text;
     set("");
+    keepDraft();
     acts.send(text);
   }
 
@@ -60,7 +66,7 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
   content.addEventListener("input", () => {
     fit();
     say("");
-    keep("session", `draft.${conversation}`, content.value);
+    keepDraft();
   });
   content.addEventListener("keydown", (key) => {
     if (key.key === "Enter" && !key.shiftKey && !key.isComposing) {
@@ -76,6 +82,7 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
   return {
     open(id) {
       conversation = id;
+      unsent = "";
       say("");
       set(recall("session", `draft.${id}`) ?? "");
     },
@@ -85,10 +92,14 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
       conversation = id;
     },
     sent(id) {
-      if (id !== conversation || !content.value) keep("session", `draft.${id}`, "");
+      if (id !== conversation) return keep("session", `draft.${id}`, "");
+      unsent = "";
+      keepDraft();
     },
     back(text) {
-      if (!content.value) set(text);
+      unsent = "";
+      set(joined(text, content.value));
+      keepDraft();
     },
     say,
     show(active, sending) {
@@ -106,3 +117,5 @@ export function composer(acts: { send(text: string): void; stop(): void }): Comp
     },
   };
 }
+
+const joined = (...texts: string[]) => texts.filter((text) => text.trim()).join("\n\n");

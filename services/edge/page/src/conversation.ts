@@ -123,8 +123,9 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     if (!closed) composer.focus();
   }
 
-  function replace(run: Run, content: string): Promise<void> {
-    return say(content, run.run);
+  async function replace(run: Run, content: string): Promise<void> {
+    await say(content, run.run);
+    if (!closed) composer.focus(); // what had the focus is being replaced
   }
 
   /** Puts `content` on the tape. Rejects with what to tell the person; said again, it is the same message. */
@@ -231,7 +232,9 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     const underway = saying && (sending || saying.run) ? saying : null;
     const shown = isMissing ? [] : turns(state.runs, chosen);
     const cut = shown.findIndex(({ run }) => run.run === underway?.replaces);
-    update(cut < 0 ? shown : shown.slice(0, cut), Boolean(active || underway));
+    update(shown, Boolean(active || underway));
+    // Hidden, not gone: if it cannot be sent they are back, and what was being edited in them.
+    for (const [at, node] of [...runs.children].entries()) (node as HTMLElement).hidden = cut >= 0 && at >= cut;
     const title = isMissing ? "Tapeline" : state.title || (created ? "Chat" : "New chat");
     setText(find("title", HTMLElement), title);
     document.title = created && state.title ? `${title} · Tapeline` : "Tapeline";

@@ -37,10 +37,10 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
   const note = h("p.note");
   const why = h("p.why");
   const advice = h("p.advice");
-  const retry = h("button", { type: "button", onclick: () => void resend() }, "Try again");
+  const retry = h("button", { type: "button", onclick: () => void resend(retry) }, "Try again");
   const failure = h("div.failure", {}, why, advice, retry);
   const problem = h("p.problem", { role: "alert" });
-  const again = small("again", "Answer again", () => void resend());
+  const again = small("again", "Answer again", () => void resend(again));
   const timings = h("span.timings");
   const copy = small("copy", "Copy the answer", () => void copying());
   const actions = h("div.actions", {}, copy, again, timings);
@@ -52,12 +52,13 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
   };
   const updateSteps = keyed(steps, (step) => step.step, () => stepView(calls));
 
-  async function resend(): Promise<void> {
+  async function resend(button: HTMLButtonElement): Promise<void> {
     problem.textContent = "";
     try {
       await acts.replace(shown.run, shown.run.message.content);
     } catch (error) {
       problem.textContent = error instanceof Error ? error.message : String(error);
+      button.focus(); // it was hidden meanwhile
     }
   }
 
@@ -81,6 +82,9 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
     const close = () => {
       form.remove();
       asked.hidden = false;
+    };
+    const cancel = () => {
+      close();
       edit.focus();
     };
     const submit = async (event: Event) => {
@@ -93,14 +97,15 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
       } catch (error) {
         wrong.textContent = error instanceof Error ? error.message : String(error);
         send.disabled = false;
+        field.focus(); // it was hidden meanwhile
       }
     };
     const onkeydown = (key: KeyboardEvent) => {
-      if (key.key === "Escape") close();
+      if (key.key === "Escape") cancel();
       else if (key.key === "Enter" && !key.shiftKey && !key.isComposing) void submit(key);
     };
-    const cancel = h("button", { type: "button", onclick: close }, "Cancel");
-    const form = h("form.editing", { onsubmit: submit, onkeydown }, field, wrong, h("div.buttons", {}, cancel, send));
+    const buttons = h("div.buttons", {}, h("button", { type: "button", onclick: cancel }, "Cancel"), send);
+    const form = h("form.editing", { onsubmit: submit, onkeydown }, field, wrong, buttons);
     field.value = shown.run.message.content;
     asked.hidden = true;
     asked.after(form);
