@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, Request, Route, expect
 from tapeline import events, limits, subjects
 from tapeline.fold import State, fold
 from tapeline.record import Entry, Record
@@ -19,7 +19,7 @@ from tapeline.record import Entry, Record
 from services.edge.frame import line
 from tests.browser import axe
 from tests.client import Client, log_of, opened
-from tests.stack import Stack
+from tests.stack import Stack, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
@@ -193,11 +193,20 @@ async def test_what_comes_meanwhile_is_said_and_shown_when_wanted(page: Page, st
         await page.goto(f"/#{conversation}/replay")
         before = len(await client.lines(conversation))
         await expect(page.locator(".summary")).to_contain_text(f"{before} events", timeout=LOAD_MS)
-        await client.run(conversation, (await client.post(conversation, "long 5 again")).run)
-        after = len(await client.lines(conversation))
-    await page.get_by_role("button", name=f"Show {after - before} newer events").click()
-    await expect(page.locator(".summary")).to_contain_text(f"{after} events · 2 runs")
-    await expect(page.locator(".replay .run[data-status]")).to_have_count(2)
+        reading: set[Request] = set()
+        page.on("requestfinished", lambda request: reading.discard(request))
+        page.on("requestfailed", lambda request: reading.discard(request))
+        page.on("request", lambda request: reading.add(request) if "/events" in request.url else None)
+        for runs in (2, 3, 4):
+            await client.run(conversation, (await client.post(conversation, "long 5 again")).run)
+            after = len(await client.lines(conversation))
+            newer = page.get_by_role("button", name=f"Show {after - before} newer events", exact=True)
+            await newer.click()
+            await expect(page.locator(".summary")).to_contain_text(f"{after} events · {runs} runs")
+            await expect(page.locator(".replay .run[data-status]")).to_have_count(runs)
+            await expect(newer).to_be_hidden()
+            before = after
+    await until("one reader of what comes", lambda: len(reading) == 1)  # a browser opens six to a host
     await page.goto("/#no-such-conversation/replay")
     await expect(page.get_by_text("There is no such conversation")).to_be_visible()
 

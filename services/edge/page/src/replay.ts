@@ -111,6 +111,7 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
   let frame = 0; // of the animation while it plays
   let work: Attempt | Execution | null = null; // chosen, and told of in the record
   let pinned = true; // to the conversation's end
+  let watching = new AbortController(); // for what comes meanwhile: one at a time
 
   // What is in it
 
@@ -448,6 +449,7 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
 
   /** Adds what has come since. */
   async function more(): Promise<void> {
+    watching.abort();
     newer.disabled = true;
     const wasAtEnd = place === shown.moments.length - 1;
     try {
@@ -467,9 +469,12 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
     void watch();
   }
 
-  /** Says how many events there are that are not here. */
+  /** Says how many events there are that are not here; not while nobody looks, for it takes a connection. */
   async function watch(): Promise<void> {
-    if (log.cut) return;
+    watching.abort();
+    if (log.cut || document.hidden) return;
+    watching = new AbortController();
+    const { signal } = watching;
     let come = 0;
     try {
       for await (const _ of log.tapeline.events(log.id, { after: log.last, signal })) {
@@ -500,7 +505,11 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
   filter();
   turnTo(events);
   void watch();
-  return pause;
+  document.addEventListener("visibilitychange", () => void watch(), { signal });
+  return () => {
+    pause();
+    watching.abort();
+  };
 }
 
 const RUN_OPTIONS_MAX = 500; // of the newest runs to filter by
