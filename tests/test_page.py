@@ -184,6 +184,27 @@ async def test_a_call_waits_for_approval_and_its_arguments_can_be_edited(page: P
     await other.close()
 
 
+async def test_what_is_approved_is_what_is_read(page: Page) -> None:
+    """Arguments that a bidi control would show in another order, as where a model was talked into them."""
+    await ask(page, "approval")
+    await expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=ANSWER_MS)
+
+    async def spoof(route: Route) -> None:
+        response = await route.fetch()
+        await route.fulfill(response=response, body=(await response.text()).replace("coffee", "\u202efdp.exe"))
+
+    await page.route(re.compile(r"/v1/conversations/\w+$"), spoof)
+    await page.reload()
+    arguments = page.get_by_role("textbox", name="Arguments")
+    await expect(arguments).to_have_value(re.compile(r"\\u202efdp\.exe"))
+    call = page.locator(".call", has_text="draw_lots")
+    await expect(call.locator(".given")).to_contain_text("[U+202E]fdp.exe")
+    assert "\u202e" not in (await call.text_content() or "") + await arguments.input_value()
+    await page.get_by_role("button", name="Approve").click()
+    await expect(call.locator(".outcome")).to_have_text(re.compile("^drawn: (tea|coffee)$"), timeout=ANSWER_MS)
+    await answered(page)
+
+
 async def test_a_conversation_goes_on_and_others_are_a_click_away(page: Page) -> None:
     await ask(page, "long 5 first")
     await answered(page)

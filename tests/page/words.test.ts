@@ -2,8 +2,10 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { grown, NONE, type Tokens } from "../../services/edge/page/src/blocks.ts";
-import { target, visible } from "../../services/edge/page/src/links.ts";
+import { escaped, visible } from "../../services/edge/page/src/bidi.ts";
+import { grown, NONE } from "../../services/edge/page/src/blocks.ts";
+import type { Tokens } from "../../services/edge/page/src/lexer.ts";
+import { target } from "../../services/edge/page/src/links.ts";
 import { certain, shown, words } from "../../services/edge/page/src/words.ts";
 
 /** What these tests look at of any token. */
@@ -105,4 +107,7 @@ test("a link leads only where it may, and says where if its text says otherwise"
   assert.equal(host("mailto:me@evil.example", "me@bank.example"), "evil.example");
   assert.equal(host("mailto:me@bank.example", "me@bank.example"), null);
   assert.equal(visible("a\u202eb\u2066"), "a[U+202E]b[U+2066]");
+  const json = JSON.stringify({ "to\u061c": ["a\u202eb\u2066"] }, null, 2);
+  assert.match(escaped(json), /^[\x20-\x7e\n]*$/);
+  assert.deepEqual(JSON.parse(escaped(json)), JSON.parse(json));
 });

@@ -2,13 +2,15 @@
 
 import type { Call, Decision } from "@tapeline/client";
 
+import { escaped, visible } from "./bidi.ts";
 import { h } from "./dom.ts";
 
 const ROWS_MAX = 12;
 
 /** The form; `decide` rejects with what to tell the person. */
 export function approvalForm(call: Call, decide: (decision: Decision) => Promise<void>): HTMLElement {
-  const given = typeof call.arguments === "string" ? call.arguments : JSON.stringify(call.arguments, null, 2);
+  const asked = call.arguments; // what is approved has to be what is read
+  const given = typeof asked === "string" ? visible(asked) : escaped(JSON.stringify(asked, null, 2));
   const rows = Math.min(ROWS_MAX, given.split("\n").length);
   const args = h("textarea", { rows, spellcheck: "false", "aria-label": "Arguments" });
   args.value = given;

@@ -3,6 +3,7 @@
 import type { Call, Decision } from "@tapeline/client";
 
 import { approvalForm } from "./approval.ts";
+import { visible } from "./bidi.ts";
 import { h, setText, type View } from "./dom.ts";
 import { duration, seconds } from "./duration.ts";
 
@@ -43,7 +44,7 @@ export function callView(id: string, acts: CallActs): View<Call, boolean> {
   function update(call: Call, live: boolean): void {
     const [look, label] = lookOf(call, live);
     node.dataset.status = look;
-    setText(tool, call.tool);
+    setText(tool, visible(call.tool));
     const waits = look === "waiting";
     if (waits !== Boolean(form)) {
       form?.remove();
@@ -66,9 +67,9 @@ export function callView(id: string, acts: CallActs): View<Call, boolean> {
     progress.hidden = fraction === null && !message;
     if (fraction === null) bar.removeAttribute("value");
     else bar.value = fraction;
-    setText(said, message);
+    setText(said, visible(message));
     const follows = output.scrollTop + output.clientHeight >= output.scrollHeight - FOLLOW_PX;
-    setText(output, call.output.slice(-VALUE_CHARS_MAX));
+    setText(output, visible(call.output.slice(-VALUE_CHARS_MAX)));
     output.hidden = !call.output;
     if (follows) output.scrollTop = output.scrollHeight;
     const done = call.status === "done";
@@ -117,7 +118,7 @@ function lookOf(call: Call, live: boolean): [Look, string] {
 function verdictOf(call: Call): string {
   if (call.approved === null) return "";
   const by = call.decided_by ? ` by ${call.decided_by}` : "";
-  return `${call.approved ? "Approved" : "Denied"}${by}${call.reason ? `: ${call.reason}` : "."}`;
+  return `${call.approved ? "Approved" : "Denied"}${by}${call.reason ? `: ${visible(call.reason)}` : "."}`;
 }
 
 function brief(value: unknown): string {
@@ -127,12 +128,13 @@ function brief(value: unknown): string {
     typeof value === "object" && !Array.isArray(value)
       ? Object.entries(value).map(([key, part]) => `${key}: ${plain(part)}`).join(", ")
       : plain(value);
-  return text.slice(0, BRIEF_CHARS_MAX);
+  return visible(text.slice(0, BRIEF_CHARS_MAX));
 }
 
 function pretty(value: unknown): string {
   if (value === null || value === undefined) return "none";
   const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
   const more = text.length - VALUE_CHARS_MAX;
-  return more > 0 ? `${text.slice(0, VALUE_CHARS_MAX)}\n… ${more.toLocaleString("en")} more characters` : text;
+  const shown = visible(text.slice(0, VALUE_CHARS_MAX));
+  return more > 0 ? `${shown}\n… ${more.toLocaleString("en")} more characters` : shown;
 }

@@ -3,8 +3,8 @@
 // Class names, for prose.css: figure.code > figcaption > (span.language, button.copy), then pre > code. Colours are
 // highlight.js's own classes (hljs-keyword, …). figure.code.pending: its colours are on their way.
 
+import { visible } from "./bidi.ts";
 import type { lowlight } from "./languages.ts";
-import { visible } from "./links.ts";
 
 const COLOURED_CHARS_MAX = 30_000; // of a block: a longer one stays plain
 const COLOURED_EVERY_CHARS = 4_000; // while a block is written, it is coloured each time it has grown by this

@@ -1,9 +1,8 @@
 // Where a link in an answer may lead, and what its reader has to know before they follow it. Pure.
 
-const SCHEMES = new Set(["https:", "http:", "mailto:"]);
+import { visible } from "./bidi.ts";
 
-// They change the order in which text around them is shown: what is read is not what is run ("Trojan Source").
-const BIDI_CONTROLS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const SCHEMES = new Set(["https:", "http:", "mailto:"]);
 
 /** A link that may be followed: its address, and the host to show beside its text where that names another one. */
 export interface Target {
@@ -37,10 +36,4 @@ function parsed(address: string): URL | null {
   } catch {
     return null; // no absolute address
   }
-}
-
-/** `text` with the characters that reorder it shown by their numbers, as in `[U+202E]`. */
-export function visible(text: string): string {
-  const number = (found: string): string => found.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
-  return text.replace(BIDI_CONTROLS, (found) => `[U+${number(found)}]`);
 }

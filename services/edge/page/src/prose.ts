@@ -4,9 +4,11 @@
 // Class names, for prose.css: div.table (a table's frame, scrolls) > table, p.left-out; span.host (where a link leads
 // that claims otherwise); li.task; p.plain (HTML, or text beyond a limit, as written); figure.code is in highlight.ts.
 
-import { alike, type Blocks, grown, NONE, type Table, type Token, type Tokens, whole } from "./blocks.ts";
+import { visible } from "./bidi.ts";
+import { alike, type Blocks, grown, NONE, whole } from "./blocks.ts";
 import { type Code, code } from "./highlight.ts";
-import { target, visible } from "./links.ts";
+import type { Table, Token, Tokens } from "./lexer.ts";
+import { target } from "./links.ts";
 import { certain, type Open, shown } from "./words.ts";
 
 const TEXT_CHARS_MAX = 400_000; // of an answer; the tape has all of it

@@ -3,6 +3,7 @@
 
 import { Refused, type Tapeline } from "@tapeline/client";
 
+import { escaped, visible } from "./bidi.ts";
 import { h, keyed, setText } from "./dom.ts";
 import { duration } from "./duration.ts";
 import { Film } from "./film.ts";
@@ -326,7 +327,7 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
   function eventRow(moment: Moment): Node[] {
     const { type, id, hole, silence_ms, superseded_by, writer, worker } = moment;
     const where = whereabouts(moment, shown.runs);
-    const text = brief(moment);
+    const text = visible(brief(moment));
     return [
       h(
         "div.line",
@@ -389,7 +390,7 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
     const key = `${moment.id} ${work ? listed.indexOf(work) : ""}`;
     if (record.dataset["shown"] === key) return;
     record.dataset["shown"] = key;
-    const json = indented(log.json[place]!);
+    const json = escaped(indented(log.json[place]!));
     const parts: Node[] = [h("h2", {}, `Event ${moment.id}`), h("p.hint", {}, told(moment))];
     if (own?.kind === "attempt") {
       const { thinking, text } = written(shown.moments, own);
