@@ -754,6 +754,28 @@ async def left(cdp: CDPSession) -> tuple[int, int]:
     return int(metrics["Nodes"]), int(metrics["JSHeapUsedSize"])
 
 
+async def test_a_file_that_does_not_come_is_asked_for_again(page: Page) -> None:
+    """As in a rolling upgrade, or in a tunnel: what is loaded when it is wanted may not be there."""
+    colours, replay = "**/page/languages-*.js", "**/page/replay-*.js"
+    await page.route(colours, lambda route: route.abort())
+    await page.route(replay, lambda route: route.abort())
+    await ask(page, "code")
+    await answered(page)
+    await expect(page.locator("figure.code")).not_to_have_count(0)
+    await expect(page.locator(".hljs-keyword")).to_have_count(0)
+    await page.get_by_role("link", name="Replay").click()
+    await expect(page.get_by_role("alert")).to_contain_text("The replay could not be loaded.")
+    await page.get_by_role("link", name="Back to the chat").click()
+    await page.unroute(colours)
+    await ask(page, "code")
+    await answered(page, runs=2)
+    await expect(page.locator(".hljs-keyword")).not_to_have_count(0)
+    await page.get_by_role("link", name="Replay").click()
+    await page.unroute(replay)
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator(".summary")).to_contain_text("events", timeout=ANSWER_MS)
+
+
 async def test_nobody_is_kept_out(browser: Browser, stack: Stack) -> None:
     """axe-core finds nothing: in any state, on any screen, in both themes."""
     context = await browser.new_context(base_url=stack.url, bypass_csp=True, reduced_motion="reduce")

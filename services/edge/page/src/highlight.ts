@@ -44,10 +44,10 @@ export function code(language: string): Code {
   figure.append(caption, pre);
 
   async function colour(turn: number): Promise<void> {
-    const lowlight = await loaded();
+    const lowlight = await loaded().catch(() => null);
     if (turn !== turns) return;
     // More may have come while the languages were loaded: all of it is coloured.
-    if (text.length <= COLOURED_CHARS_MAX && lowlight.registered(language)) {
+    if (text.length <= COLOURED_CHARS_MAX && lowlight?.registered(language)) {
       body.replaceChildren(...lowlight.highlight(language, text).children.map(drawn));
     }
     figure.classList.remove("pending");
@@ -75,9 +75,15 @@ export function code(language: string): Code {
 
 let loading: Promise<Lowlight> | undefined;
 
-/** The languages, fetched when there is code to colour. */
+/** The languages, fetched when there is code to colour; after a failure again with the next. */
 function loaded(): Promise<Lowlight> {
-  loading ??= import("./languages.ts").then(({ lowlight }) => lowlight);
+  loading ??= import("./languages.ts").then(
+    ({ lowlight }) => lowlight,
+    (error: unknown) => {
+      loading = undefined;
+      throw error;
+    },
+  );
   return loading;
 }
 

@@ -88,9 +88,23 @@ function open(): void {
 
 /** What audits is not loaded before somebody wants it. */
 async function openReplay(id: string): Promise<void> {
-  const { replay: show } = await import("./replay.ts");
+  let show: (root: HTMLElement) => () => void;
+  try {
+    const { replay } = await import("./replay.ts");
+    show = (root) => replay(root, tapeline, id);
+  } catch {
+    show = notLoaded;
+  }
   const { id: wanted, view } = here();
-  if (wanted === id && view === "replay") closeReplay = show(replay, tapeline, id);
+  if (wanted === id && view === "replay") closeReplay = show(replay);
+}
+
+/** The file is not there: no network, or a deployment that has a newer one. Loading all of it anew helps in both. */
+function notLoaded(root: HTMLElement): () => void {
+  const again = h("button", { type: "button", onclick: () => location.reload() }, "Try again");
+  const node = h("div.replay", {}, h("p.report", { role: "alert" }, "The replay could not be loaded. ", again));
+  root.append(node);
+  return () => node.remove();
 }
 
 function showReplayLink(id: string): void {
