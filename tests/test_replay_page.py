@@ -115,6 +115,18 @@ async def test_any_moment_is_the_fold_of_the_log_up_to_it(replayed: Page, record
     await expect(running.locator(".elapsed")).to_have_text("0.0 s")
 
 
+async def test_text_is_whole_before_the_call_that_follows_it(
+    replayed: Page, recorded: tuple[str, list[Record]]
+) -> None:
+    log = recorded[1]
+    place = next(place for place, one in enumerate(told(log)) if one["type"] == "tool_input")
+    await pick(replayed, log, place)
+    (run,) = fold(log[: place + 1]).runs.values()
+    words = re.findall(r"\w+", run.steps[0].text)
+    assert words
+    assert await shown_words(replayed) == words
+
+
 async def test_an_attempt_that_does_not_count_says_so(replayed: Page, recorded: tuple[str, list[Record]]) -> None:
     facts = told(recorded[1])
     claim = next(one for one in facts if one.get("supersedes"))

@@ -6,6 +6,7 @@ import { callView, type CallActs } from "./call.ts";
 import { h, keyed, setText, type View } from "./dom.ts";
 import { duration } from "./duration.ts";
 import { prose } from "./prose.ts";
+import { words } from "./words.ts";
 
 /** The view of a step; its context is whether its run is under way. */
 export function stepView(acts: CallActs): View<Step, boolean> {
@@ -26,12 +27,13 @@ export function stepView(acts: CallActs): View<Step, boolean> {
     thinking.hidden = !step.thinking;
     thinking.classList.toggle("live", isThinking);
     setText(title, titleOf(step, isThinking));
-    if (step.thinking.startsWith(thought.data)) thought.appendData(step.thinking.slice(thought.length));
-    else thought.data = step.thinking;
+    const thoughts = isThinking ? words(step.thinking) : step.thinking;
+    if (thoughts.startsWith(thought.data)) thought.appendData(thoughts.slice(thought.length));
+    else thought.data = thoughts;
     text.hidden = !step.text;
     text.classList.toggle("live", writing && !step.superseded && !step.calls.length);
     node.classList.toggle("superseded", step.superseded);
-    updateText(step.text, writing);
+    updateText(step.text, writing && !step.calls.length); // a call it writes shows that the text is whole
     updateCalls(step.calls, live);
     attempt.hidden = step.attempt < 2;
     setText(attempt, `Started again: attempt ${step.attempt}.`);
