@@ -29,8 +29,8 @@ const shown = timeline(events);
 test("every event stands where its time is, and a long silence is cut short", () => {
   let at = 0;
   for (const [place, event] of events.entries()) {
-    const passed = place ? event.ts - events[place - 1]!.ts : 0;
-    at += Math.max(0, Math.min(10_000, passed));
+    const passed = place ? Math.max(0, event.ts - Math.max(...events.slice(0, place).map(({ ts }) => ts))) : 0;
+    at += Math.min(10_000, passed);
     const moment = shown.moments[place]!;
     assert.deepEqual([moment.id, moment.ts, moment.at, moment.fact], [event.id, event.ts, at, !isDelta(event)]);
     assert.equal(moment.silence_ms, passed > 10_000 ? passed : 0);
@@ -44,6 +44,16 @@ test("every event stands where its time is, and a long silence is cut short", ()
     assert.equal(next(shown.moments, place, 1, ({ fact }) => fact), facts[index + 1] ?? place);
     assert.equal(next(shown.moments, place, -1, ({ fact }) => fact), facts[index - 1] ?? place);
   }
+});
+
+test("a worker whose clock is ahead makes nothing longer", () => {
+  const ahead = (ms: number) => timeline(events.map((event) => (event.type.startsWith("tool_") ? { ...event, ts: event.ts + ms } : event)));
+  assert.ok(one("tool_started").length >= 2);
+  assert.equal(ahead(3_000).length_ms, shown.length_ms);
+  const wrong = ahead(3_600_000); // beyond belief: what comes after it is not pressed into one moment
+  const [first, last] = [wrong.moments.findLastIndex(({ writer }) => writer === "tool"), wrong.moments.length - 1];
+  const [from, to] = [shown.moments[first + 1]!, shown.moments[last]!];
+  assert.equal(wrong.moments[last]!.at - wrong.moments[first + 1]!.at, to.at - from.at);
 });
 
 test("every event has its writer, and a delta the worker that claimed its attempt", () => {

@@ -426,7 +426,7 @@ function player(root: HTMLElement, log: Log, signal: AbortSignal, say: (text: st
 
   function survey(): void {
     const { moments, runs, takeovers, holes, unproven } = shown;
-    const ms = (moments.at(-1)?.ts ?? 0) - (moments[0]?.ts ?? 0);
+    const ms = Math.max(0, (moments.at(-1)?.ts ?? 0) - (moments[0]?.ts ?? 0));
     const proof =
       holes || log.view || log.cut ? "" : unproven ? " · not all proven" : " · complete: each event names the one before";
     const parts = [count(moments.length, "event"), count(runs.length, "run"), count(takeovers, "takeover"), duration(ms)];
@@ -559,7 +559,7 @@ function lastUpTo(values: readonly number[], value: number): number {
 
 /** 75300 → "1:15.3". */
 function offset(ms: number): string {
-  const tenths = Math.floor(ms / 100);
+  const tenths = Math.floor(Math.max(0, ms) / 100); // a clock may be behind the first one
   const [minutes, rest] = [Math.floor(tenths / 600), tenths % 600];
   const seconds = `${String(Math.floor(rest / 10)).padStart(2, "0")}.${rest % 10}`;
   if (minutes < 60) return `${minutes}:${seconds}`;

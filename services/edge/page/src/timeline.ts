@@ -166,13 +166,17 @@ export function timeline(events: readonly Logged[], view: "full" | "compact" = "
   const calls = new Map<string, Asked>();
   const work: (Attempt | Execution)[] = [];
   let before: Moment | null = null;
+  let latest = 0; // by any writer's clock
   let holes = 0;
   let unproven = 0;
   let takeovers = 0;
 
   for (const [place, event] of events.entries()) {
     const ts: number = number(event["ts"]) ?? before?.ts ?? 0;
-    const passed = before ? Math.max(0, ts - before.ts) : 0; // two writers' clocks need not agree
+    // Two writers' clocks need not agree. What one of them is ahead is not waited for again with each of its events,
+    // unless it is so far ahead that it must be wrong.
+    const passed = before ? Math.max(0, ts - latest) : 0;
+    latest = ts < latest - SILENCE_MS_MAX ? ts : Math.max(ts, latest);
     const prev = event.prev ?? null;
     const hole = view === "full" ? holeBefore(prev, before?.id ?? 0) : null;
     if (hole) holes += 1;
