@@ -2,16 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import {
-  type Blocks,
-  COLUMNS_MAX,
-  grown,
-  NONE,
-  ROWS_MAX,
-  type Table,
-  type Token,
-  whole,
-} from "../../services/edge/page/src/blocks.ts";
+import { type Blocks, grown, NONE, whole } from "../../services/edge/page/src/blocks.ts";
+import { COLUMNS_MAX, ROWS_MAX, type Table, type Token } from "../../services/edge/page/src/lexer.ts";
 
 const SEED = Number(process.env["TAPELINE_TEST_SEED"] ?? Date.now() % 1_000_000);
 const TEXTS = 3_000;
@@ -75,6 +67,42 @@ test("a long answer is not read again from its start", () => {
   for (let count = 1; count <= 200; count += 1) {
     blocks = grown(blocks, paragraph.repeat(count));
     assert.ok(blocks.text.length - blocks.doneChars <= 2 * paragraph.length);
+  }
+});
+
+const ITEMS = [
+  "- item", "- item with **bold**", "- ", "-", "-x", "  - nested", "    deeper", "  lazy", "plain", "", "", "- [ ] todo",
+  "- [x] done", "1. one", "2. two", "3) three", "* other", "---", "- ---", "  ```", "  code", " - aside", "   - aside",
+  "# no item", "- > quote", "\t- tab", "-\ttab",
+];
+const ROWS = ["| 1 | 2 |", "| `x` | **y** |", "3 | 4", "| 5", "| 6 | 7 | 8 |", "| a\\|b | c |", "plain", "", "> quote", "|"];
+
+test("a long list or table is read from its end on, and is the same", () => {
+  const pick = random(SEED);
+  for (let count = 0; count < TEXTS / 10; count += 1) {
+    const isTable = count % 2 > 0;
+    const [kind, other] = isTable ? [ROWS.slice(0, 6), ROWS] : [ITEMS.slice(pick(8), 12), ITEMS];
+    const lines = Array.from({ length: 4 + pick(60) }, () => written(pick, pick(30) ? kind : other).split("\n")[0]);
+    const text = (isTable ? ["| a | b |", "|--|:-:|", ...lines] : ["- first", ...lines]).join("\n") + (pick(2) ? "\n" : "");
+    let [blocks, at, isPart] = [NONE, 0, false];
+    while (at < text.length) {
+      at += 1 + pick(pick(3) ? 4 : 40);
+      blocks = grown(blocks, text.slice(0, at));
+      isPart ||= blocks.begun !== null;
+      const said = `seed ${SEED}, text ${JSON.stringify(text.slice(0, at))}`;
+      assert.deepEqual(drawn(blocks.blocks), drawn(whole(NONE, text.slice(0, at)).blocks), said);
+    }
+  }
+});
+
+test("what is done of a long list or table is not read again", () => {
+  for (const [head, part] of [["", "- some **words**\n"], ["", "1. some\n\n   more\n\n"], ["|a|b|\n|-|-|\n", "| some | `words` |\n"]]) {
+    let blocks = NONE;
+    for (let count = 1; count <= 2 * ROWS_MAX; count += 1) {
+      blocks = grown(blocks, head + part!.repeat(count));
+      if (count > 3) assert.ok(blocks.text.length - blocks.begun!.chars <= 3 * part!.length);
+    }
+    assert.deepEqual(blocks.blocks, whole(NONE, blocks.text).blocks);
   }
 });
 

@@ -106,6 +106,9 @@ test("a link leads only where it may, and says where if its text says otherwise"
   assert.equal(host("https://bаnk.example/", "bank.example"), "xn--bnk-6cd.example");
   assert.equal(host("mailto:me@evil.example", "me@bank.example"), "evil.example");
   assert.equal(host("mailto:me@bank.example", "me@bank.example"), null);
+});
+
+test("what reorders text is shown by its number, in JSON as JSON has it", () => {
   assert.equal(visible("a\u202eb\u2066"), "a[U+202E]b[U+2066]");
   const json = JSON.stringify({ "to\u061c": ["a\u202eb\u2066"] }, null, 2);
   assert.match(escaped(json), /^[\x20-\x7e\n]*$/);

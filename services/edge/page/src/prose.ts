@@ -88,15 +88,20 @@ function same(a: Open, b: Open): boolean {
   return a === b || (!a.open && !b.open && alike(a, b));
 }
 
-/** About how many nodes a token makes. */
-function sizeOf(token: Token): number {
-  let size = 2;
-  for (const part of partsOf(token)) size += sizeOf(part);
-  if (token.type === "table") {
-    const { header, rows } = token as Tokens.Table;
-    for (const row of [header, ...rows]) for (const cell of row) size += sizeOf({ ...cell, type: "cell", raw: "" });
-  }
+type Part = Token | Tokens.TableCell | readonly Tokens.TableCell[];
+
+const sizes = new WeakMap<Part, number>();
+
+/** About how many nodes a token makes, or a table's row. */
+function sizeOf(part: Part): number {
+  let size = sizes.get(part);
+  if (size === undefined) sizes.set(part, (size = 2 + innerOf(part).reduce((sum, inner) => sum + sizeOf(inner), 0)));
   return size;
+}
+
+function innerOf(part: Part): readonly Part[] {
+  if (!("tokens" in part) && "type" in part && part.type === "table") return [part.header, ...part.rows];
+  return "type" in part ? partsOf(part) : "tokens" in part ? part.tokens : part;
 }
 
 function partsOf(token: Token): readonly Token[] {
@@ -280,7 +285,7 @@ function alikeHeaders(a: Table, b: Table): boolean {
 }
 
 function alikeRows(a: readonly Tokens.TableCell[] | undefined, b: readonly Tokens.TableCell[]): boolean {
-  return a?.length === b.length && b.every((cell, at) => JSON.stringify(cell) === JSON.stringify(a[at]));
+  return a === b || a?.length === b.length && b.every((cell, at) => JSON.stringify(cell) === JSON.stringify(a[at]));
 }
 
 function noteLeftOut(frame: HTMLElement, { rowsLeftOut, columnsLeftOut }: Table): void {

@@ -2,7 +2,8 @@
 // something else, code by lines, tables by rows. What is held back is shown when it is certain, or at the end. Pure.
 
 import remend, { type RemendOptions } from "remend";
-import { type Links, spans, type Token, type Tokens } from "./blocks.ts";
+import { spans } from "./blocks.ts";
+import type { Links, Token, Tokens } from "./lexer.ts";
 
 const WORD_CHARS_MAX = 64; // a longer word is shown before it ends
 const MARKS_CHARS_MAX = 1_000; // a longer line of nothing but marks is shown before it ends
