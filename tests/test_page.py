@@ -672,6 +672,27 @@ async def test_a_deployment_with_a_key(page: Page) -> None:
     await answered(page)
 
 
+async def test_who_gives_no_key_is_not_asked_each_time_they_come_back(page: Page) -> None:
+    asked: list[str] = []
+
+    async def guard(route: Route) -> None:
+        asked.append(route.request.url)
+        await problem(route, 401, "unauthorized", "A valid key is needed.")
+
+    await page.route("**/v1/**", guard)
+    await page.reload()
+    await expect(page.get_by_role("textbox", name="Key")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#list-problem")).to_contain_text("This needs a key.")
+    before = len(asked)
+    await page.evaluate("window.dispatchEvent(new Event('focus'))")
+    await page.evaluate("fetch('v1/models')")  # nothing was asked before that
+    assert [url.rpartition("/")[2] for url in asked[before:]] == ["models"]
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.get_by_role("textbox", name="Key")).to_be_focused()
+
+
 async def problem(route: Route, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
     body = {"type": "about:blank", "title": code, "status": status, "detail": detail, "code": code}
     headers = {"Content-Type": "application/problem+json", **(headers or {})}

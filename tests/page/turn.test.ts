@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Entry, grouped, merged, renewed } from "../../services/edge/page/src/list.ts";
+import { changed, type Entry, grouped, merged, renewed } from "../../services/edge/page/src/list.ts";
 import { turns } from "../../services/edge/page/src/turn.ts";
 import { EMPTY, fold } from "../../shared/client/src/state.ts";
 
@@ -56,6 +56,13 @@ test("the list takes what is newer from the server, also what is gone", () => {
   assert.deepEqual(renewed(known, fresh, true).map(({ id }) => id), ["e", "c"]);
   assert.deepEqual(renewed(known, [], false), known); // a page of what was deleted says nothing of the others
   assert.deepEqual(renewed(known, [], true), []);
+});
+
+test("what was done while the list was asked for is not undone by the answer", () => {
+  const answer = [entry("b", 2, "old name"), entry("a", 1)];
+  const changes = new Map([["c", entry("c", 3)], ["b", entry("b", 2, "renamed")], ["a", null], ["gone before", null]]);
+  assert.deepEqual(changed(answer, changes), [entry("c", 3), entry("b", 2, "renamed")]);
+  assert.deepEqual(changed(answer, new Map()), answer);
 });
 
 test("the list is by days", () => {

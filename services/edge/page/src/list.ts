@@ -19,6 +19,12 @@ export function renewed(known: readonly Entry[], fresh: readonly Entry[], isAll:
   return merged(known.filter(({ created_ts }) => created_ts < oldest), fresh);
 }
 
+/** The list with what this page has done while it was asked for: an entry that it made or changed, or null: deleted. */
+export function changed(entries: readonly Entry[], changes: ReadonlyMap<string, Entry | null>): Entry[] {
+  const mine = [...changes.values()].filter((entry) => entry !== null);
+  return merged(entries.filter(({ id }) => changes.get(id) !== null), mine);
+}
+
 export interface Group {
   name: string;
   entries: Entry[];

@@ -1,11 +1,11 @@
 // The person's conversations, as the server lists them: newest first, more of them on scrolling down.
 
-import type { Tapeline } from "@tapeline/client";
+import { Refused, type Tapeline } from "@tapeline/client";
 
 import { ask } from "./dialog.ts";
 import { find, h, keyed, setText, type View } from "./dom.ts";
 import { icon } from "./icon.ts";
-import { grouped, merged, renewed, type Entry, type Group } from "./list.ts";
+import { changed, grouped, merged, renewed, type Entry, type Group } from "./list.ts";
 import { reason } from "./problem.ts";
 import { href } from "./route.ts";
 
@@ -31,29 +31,42 @@ export function sidebar(tapeline: Tapeline, onGone: (id: string) => void): Sideb
   let next: string | null = null; // where the list goes on
   let current = "";
   let loading: Promise<void> | null = null;
+  let wantsKey = false; // and the person gave none: they are not asked each time they come back
+  const changes = new Map<string, Entry | null>(); // since the server was asked, which may not know of them
 
   const update = keyed<Group, string>(list, (group) => group.name, () => groupView({ rename, remove }), () => false);
   const show = () => update(grouped(entries, Date.now()), current);
 
-  function set(changed: readonly Entry[]): void {
-    entries = changed;
+  function set(all: readonly Entry[]): void {
+    entries = all;
     show();
   }
 
+  /** null: it is no more. */
+  function change(id: string, entry: Entry | null): void {
+    changes.set(id, entry);
+    set(changed(entries, new Map([[id, entry]])));
+  }
+
   function load(before?: string): Promise<void> {
+    if (!loading) changes.clear();
     loading ??= tapeline
       .conversations({ limit: PAGE_SIZE, ...(before ? { before } : {}) })
       .then(
         (page) => {
           if (before) next = page.next;
           else if (page.next === null || !next) next = page.next;
-          set(before ? merged(entries, page.conversations) : renewed(entries, page.conversations, page.next === null));
+          const { conversations } = page;
+          const all = before ? merged(entries, conversations) : renewed(entries, conversations, page.next === null);
+          set(changed(all, changes));
           problem.hidden = true;
+          wantsKey = false;
         },
         (error: unknown) => {
           const again = h("button", { type: "button", onclick: () => void load() }, "Try again");
           problem.replaceChildren(reason(error, "Your conversations could not be loaded."), " ", again);
           problem.hidden = false;
+          wantsKey = error instanceof Refused && error.status === 401;
         },
       )
       .finally(() => {
@@ -76,7 +89,7 @@ export function sidebar(tapeline: Tapeline, onGone: (id: string) => void): Sideb
     if (!wanted || wanted === title) return;
     try {
       await tapeline.rename(id, wanted);
-      set(entries.map((entry) => (entry.id === id ? { ...entry, title: wanted } : entry)));
+      titled(id, wanted);
     } catch (error) {
       void tell("It was not renamed", reason(error, "The server could not be reached. Try again."));
     }
@@ -100,22 +113,27 @@ export function sidebar(tapeline: Tapeline, onGone: (id: string) => void): Sideb
   }
 
   function gone(id: string): void {
-    set(entries.filter((entry) => entry.id !== id));
+    change(id, null);
+  }
+
+  function titled(id: string, title: string): void {
+    const known = entries.find((entry) => entry.id === id);
+    if (known && known.title !== title) change(id, { ...known, title });
   }
 
   return {
-    refresh: () => load(),
+    refresh: async () => {
+      if (!wantsKey) await load();
+    },
     mark(id) {
       current = id;
       show();
     },
     began(id, title) {
-      set(merged(entries, [{ id, title, created_ts: Date.now() }]));
+      change(id, { id, title, created_ts: Date.now() });
+      if (wantsKey) void load(); // there is one now
     },
-    titled(id, title) {
-      const known = entries.find((entry) => entry.id === id);
-      if (known && known.title !== title) set(entries.map((entry) => (entry === known ? { ...entry, title } : entry)));
-    },
+    titled,
     gone,
   };
 }
