@@ -535,6 +535,31 @@ async def test_a_hidden_tab_gives_its_connection_back(page: Page) -> None:
     await answered(page, runs=2)
 
 
+async def test_what_is_said_of_a_connection_is_true(page: Page) -> None:
+    """It is not "reconnecting" what was never connected, and who is refused is told why."""
+    await ask(page, "long 5")
+    await answered(page)
+    go_on = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await go_on.wait()
+        await route.continue_()
+
+    async def refuse(route: Route) -> None:
+        await problem(route, 429, "too_many_streams", "You have 50 streams open.", {"Retry-After": "1"})
+
+    snapshot, line = re.compile(r"/v1/conversations/\w+$"), page.locator("#connection")
+    await page.route(snapshot, hold)
+    await page.reload()
+    await expect(line).to_have_text("Connecting…")
+    await page.route("**/events?*", refuse)
+    go_on.set()
+    await expect(line).to_have_text("You have 50 streams open.")
+    await page.unroute("**/events?*")
+    await expect(line).to_be_hidden(timeout=ANSWER_MS)
+    await expect(page.locator("html")).to_have_attribute("data-connection", "live")
+
+
 async def test_a_cursor_the_server_no_longer_has_loads_the_snapshot(page: Page) -> None:
     await ask(page, "long 5")
     await answered(page)

@@ -1,7 +1,7 @@
 // One conversation, open: what its Chat knows is drawn, and what the person does becomes calls to the server.
 
 import { activeRun, EMPTY, ended, Refused } from "@tapeline/client";
-import type { Chat, ConnectionState, Decision, Run, State, Tapeline } from "@tapeline/client";
+import type { Call, Chat, Connection, Decision, Run, State, Tapeline } from "@tapeline/client";
 
 import { tick } from "./call.ts";
 import type { Composer } from "./composer.ts";
@@ -25,7 +25,8 @@ export interface Surroundings {
   follower: Follower;
   model(): string | undefined;
   announce(words: string): void;
-  connected(state: ConnectionState): void;
+  /** null: there is no connection, and none is wanted. */
+  connected(connection: Connection | null): void;
   began(id: string, title: string): void;
   titled(id: string, title: string): void;
   gone(id: string): void;
@@ -88,10 +89,11 @@ export function conversation(wanted: string, around: Surroundings): Conversation
         if (state.title) around.titled(id, state.title);
         frame ||= requestAnimationFrame(render);
       }
-      const { state: connected, reason } = chat!.connection;
+      const { connection } = chat!;
+      const { reason } = connection;
       if (state.deleted) refused(404, "");
-      else if (connected === "lost" && reason instanceof Refused) refused(reason.status, reason.message);
-      else around.connected(connected);
+      else if (connection.state === "lost" && reason instanceof Refused) refused(reason.status, reason.message);
+      else around.connected(connection);
     };
     chat.subscribe(heard);
     heard();

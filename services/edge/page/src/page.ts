@@ -62,7 +62,7 @@ function open(): void {
   toChat.href = href({ id, view: "chat" });
   if (isReplay) {
     composer.hide(true);
-    connected("live");
+    connected(null);
     setText(find("title", HTMLElement), "Replay");
     void openReplay(id);
   } else {
