@@ -52,7 +52,11 @@ HOSTILE_ANSWER = "\n\n".join(
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The whole of Tapeline with two models: the demo, and one that answers with whatever is hostile."""
     with ModelServer(
-        answers("hostile", HOSTILE_ANSWER), answers("", "An ordinary answer."), chunk_chars=2_000
+        answers("hostile", HOSTILE_ANSWER),
+        refuses("be refused", 400, "No such thing."),
+        answers("draw twice", calls=[("draw_lots", {"names": [name]}) for name in "ab"], after_results=False),
+        answers("", "An ordinary answer."),
+        chunk_chars=2_000,
     ) as server:
         env = {**server.environ, "TAPELINE_MODELS": f"demo,{OTHER_MODEL}"}
         stack = Stack(tmp_path_factory.mktemp("stack"), env)
@@ -152,6 +156,32 @@ async def test_a_running_tool_counts_and_reports(page: Page) -> None:
     assert await output.evaluate("box => box.scrollTop + box.clientHeight > box.scrollHeight - 30"), "it follows"
     await answered(page)
     await expect(output).to_have_count(0)
+
+
+async def test_each_approval_is_announced_and_nothing_ticks_while_nothing_runs(page: Page) -> None:
+    await page.clock.install()
+    await page.evaluate("""() => {
+        const node = document.querySelector("#announcement");
+        window.announced = [];
+        const heard = (changes) => changes.forEach(({ addedNodes: [said] }) => window.announced.push(said.textContent));
+        new MutationObserver(heard).observe(node, { childList: true });
+        const real = Element.prototype.querySelectorAll;
+        window.ticks = 0;
+        Element.prototype.querySelectorAll = function (selector) {
+            if (selector === "[data-since]") window.ticks += 1;
+            return real.call(this, selector);
+        };
+    }""")
+    await page.get_by_label("Model").select_option(OTHER_MODEL)
+    await ask(page, "draw twice")
+    await expect(page.get_by_role("button", name="Approve")).to_have_count(2, timeout=ANSWER_MS)
+    announced = [words for words in await page.evaluate("window.announced") if words.startswith("Waiting for your")]
+    assert " ".join(announced).count("draw_lots") == 2
+    await page.clock.run_for(10_000)
+    assert await page.evaluate("window.ticks") == 0
+    for _ in range(2):
+        await page.get_by_role("button", name="Deny").first.click()
+    await answered(page)
 
 
 async def test_a_call_waits_for_approval_and_its_arguments_can_be_edited(page: Page) -> None:
@@ -393,6 +423,18 @@ async def test_a_reload_in_the_middle_continues(page: Page) -> None:
     await answered(page)
     assert await words_shown(page) == list(range(1, WORDS + 1))
     await assert_as_on_the_tape(page)
+
+
+async def test_nothing_is_being_written_in_a_replay(page: Page) -> None:
+    await ask(page, f"long {WORDS}")
+    await midway(page)
+    await expect(page.locator("html")).to_have_class("writing")
+    await page.get_by_role("link", name="Replay").click()
+    await expect(page.locator(".replay .summary")).to_contain_text("events", timeout=ANSWER_MS)
+    await expect(page.locator("html")).not_to_have_class("writing")
+    await page.get_by_role("link", name="Back to the chat").click()
+    await page.get_by_role("button", name="Stop").click()
+    await answered(page)
 
 
 async def test_a_reload_while_tools_run_continues(page: Page) -> None:

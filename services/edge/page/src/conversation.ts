@@ -68,10 +68,11 @@ export function conversation(wanted: string, around: Surroundings): Conversation
   let frame = 0;
   const chosen = new Map<string, string>();
   const watched = new Set<string>(); // runs seen under way: their end is read out
+  const asked = new Set<string>(); // calls whose waiting was read out
+  let ticking: ReturnType<typeof setInterval> | undefined; // while a tool runs
 
   const acts: RunActs = { replace, choose, decide, download };
   const update = keyed<Turn, boolean>(runs, (turn) => turn.run.run, (turn) => runView(turn, acts), sameTurn);
-  const ticking = setInterval(() => tick(runs, chat?.serverNow() ?? 0), TICK_MS);
 
   missing.hidden = true;
   composer.hide(false);
@@ -241,6 +242,7 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     setText(find("title", HTMLElement), title);
     document.title = created && state.title ? `${title} · Tapeline` : "Tapeline";
     document.documentElement.classList.toggle("writing", Boolean(active));
+    keepTicking(Boolean(active && callsOf(active, "running").length));
     setText(pending, underway?.content ?? "");
     pending.hidden = !underway;
     welcome.hidden = created || isMissing || Boolean(underway);
@@ -249,14 +251,19 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     readOut();
   }
 
+  function keepTicking(isOn: boolean): void {
+    if (isOn) ticking ??= setInterval(() => tick(runs, chat?.serverNow() ?? 0), TICK_MS);
+    else ticking = void clearInterval(ticking);
+  }
+
   function readOut(): void {
     for (const run of state.runs) {
       if (!ended(run)) {
         if (!watched.has(run.run)) announce("Answering.");
         watched.add(run.run);
-        if (run.steps.some((step) => step.calls.some((call) => call.status === "waiting"))) {
-          announce("A tool waits for your approval.");
-        }
+        const waiting = callsOf(run, "waiting").filter(({ call }) => !asked.has(call));
+        if (waiting.length) announce(`Waiting for your approval: ${waiting.map(({ tool }) => tool).join(", ")}.`);
+        for (const { call } of waiting) asked.add(call);
       } else if (watched.delete(run.run)) {
         const text = markdownOf(run).slice(0, READ_OUT_CHARS_MAX);
         announce(run.error ? `The answer failed. ${run.error.message}` : run.reason === "stopped" ? "Stopped." : text);
@@ -272,9 +279,10 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     close() {
       closed = true;
       chat?.close();
-      clearInterval(ticking);
+      keepTicking(false);
       cancelAnimationFrame(frame);
       update([], false);
+      document.documentElement.classList.remove("writing");
     },
   };
 }
@@ -282,6 +290,10 @@ export function conversation(wanted: string, around: Surroundings): Conversation
 /** Whether `run` is what is being said: often the tape is here before the answer to the POST. */
 function isSaid({ run, message }: Run, said: Saying): boolean {
   return run === said.run || (message.event_id > said.after && message.content === said.content);
+}
+
+function callsOf(run: Run, status: Call["status"]): Call[] {
+  return run.steps.flatMap(({ calls }) => calls.filter((call) => call.status === status));
 }
 
 function newId(): string {

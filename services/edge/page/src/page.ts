@@ -71,7 +71,7 @@ function open(): void {
       composer,
       follower,
       model,
-      announce: (words) => setText(announcement, words),
+      announce: (words) => announcement.replaceChildren(h("span", {}, words)), // the same words once more, too
       connected,
       began(id, title) {
         sidebar.began(id, title);
