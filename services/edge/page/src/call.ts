@@ -1,6 +1,6 @@
 // How a tool call looks: what it was given, how far it is, what it puts out, and what came of it.
 
-import type { Call, Decision } from "@tapeline/client";
+import type { Call, CallPhase, Decision } from "@tapeline/client";
 
 import { approvalForm } from "./approval.ts";
 import { visible } from "./bidi.ts";
@@ -108,12 +108,16 @@ function lookOf(call: Call, live: boolean): [Look, string] {
     return ["failed", words[call.outcome ?? ""] ?? "failed"];
   }
   if (!live) return ["abandoned", "not finished"];
-  if (call.status === "running") return ["running", "running"];
-  if (call.status === "writing") return ["pending", "writing the call"];
-  if (call.status === "waiting") return ["waiting", "waits for approval"];
-  if (call.status === "decided") return ["pending", call.approved ? "approved" : "denied"];
-  return ["pending", "calling"];
+  return call.status === "decided" && !call.approved ? ["pending", "denied"] : LOOKS[call.status];
 }
+
+const LOOKS: Readonly<Record<Exclude<CallPhase, "done">, [Look, string]>> = {
+  writing: ["pending", "writing the call"],
+  waiting: ["waiting", "waits for approval"],
+  decided: ["pending", "approved"],
+  pending: ["pending", "calling"],
+  running: ["running", "running"],
+};
 
 function verdictOf(call: Call): string {
   if (call.approved === null) return "";

@@ -1,6 +1,6 @@
 // How a turn looks: what the person said, the steps of the answer, and what can be done with it.
 
-import { ended, type Decision, type Failure, type Run } from "@tapeline/client";
+import { ended, type Decision, type Failure, type Phase, type Run } from "@tapeline/client";
 
 import { h, keyed, setText, type View } from "./dom.ts";
 import { duration } from "./duration.ts";
@@ -9,6 +9,7 @@ import { stepView } from "./step.ts";
 import type { Turn } from "./turn.ts";
 
 const COPIED_MS = 2_000; // "Copied" is there for so long
+const STILL: readonly Phase[] = ["idle", "waiting", "resuming"]; // nothing of it moves, though it is under way
 
 export interface RunActs {
   /** Says something in place of `run`. Rejects with what to tell the person. */
@@ -130,7 +131,7 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
     by.hidden = !run.model;
     badge.hidden = !/^demo(:|$)/.test(run.model);
     updateSteps(run.steps, !over);
-    waiting.hidden = over || !isIdle(run);
+    waiting.hidden = !STILL.includes(run.phase);
     setText(note, noteOf(run));
     note.hidden = !note.textContent;
     failure.hidden = !run.error;
@@ -147,14 +148,6 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
 /** The answer as the model wrote it. */
 export function markdownOf(run: Run): string {
   return run.steps.map((step) => step.text.trim()).filter(Boolean).join("\n\n");
-}
-
-/** Nothing on the page moves, though the run is under way. */
-function isIdle(run: Run): boolean {
-  const step = run.steps.at(-1);
-  if (!step) return true;
-  if (step.finish === null) return step.superseded || !(step.text || step.thinking || step.calls.length);
-  return step.calls.every((call) => call.status === "done");
 }
 
 function noteOf(run: Run): string {
