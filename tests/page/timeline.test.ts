@@ -101,6 +101,13 @@ test("a tool's bars are the log's times: asked, approved, issued, started, ended
   assert.deepEqual(new Set(executions.map(({ outcome }) => outcome)), new Set(["ok", "error"]));
 });
 
+test("who is denied has waited for a person, and in no queue", () => {
+  const [asked] = one("tool_call").filter((event) => event["needs_approval"]);
+  const denied: Logged = { ...one("tool_result")[0]!, call: asked!["call"], ts: asked!.ts + 5_000, outcome: "denied" };
+  const [bar] = timeline([asked!, denied]).work.filter(isExecution);
+  assert.deepEqual([bar!.approval_ms, bar!.queue_ms, bar!.execution_ms], [5_000, null, null]);
+});
+
 test("a call whose worker was lost has a bar for each attempt, and only its first result counts", () => {
   const started = one("tool_started")[0]!;
   const place = events.indexOf(started);

@@ -61,7 +61,7 @@ export function callView(id: string, acts: CallActs): View<Call, boolean> {
     if (look === "running" && call.started_ts !== null) elapsed.dataset.since = String(call.started_ts);
     else {
       delete elapsed.dataset.since;
-      setText(elapsed, call.status === "done" ? duration(call.duration_ms) : "");
+      setText(elapsed, call.status === "done" && call.started_ts !== null ? duration(call.duration_ms) : "");
     }
     const { fraction = null, message = "" } = (look === "running" && call.progress) || {};
     progress.hidden = fraction === null && !message;

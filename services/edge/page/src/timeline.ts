@@ -148,6 +148,7 @@ interface Asked {
   readonly tool: string;
   readonly step: number | null;
   place: number;
+  waits: boolean; // for a person
   readonly asked_ts: number;
   issued_ts: number;
   current: Execution | null;
@@ -283,8 +284,9 @@ export function timeline(events: readonly Logged[], view: "full" | "compact" = "
     const tool = text(event["tool"]);
     const known = calls.get(call);
     if (event.type === "tool_call") {
-      if (known) Object.assign(known, { issued_ts: ts, place }); // written again: it was approved
-      else calls.set(call, { tool, step: moment.step, place, asked_ts: ts, issued_ts: ts, current: null });
+      const waits = event["needs_approval"] === true && !known;
+      if (known) Object.assign(known, { issued_ts: ts, place, waits }); // written again: it was approved
+      else calls.set(call, { tool, step: moment.step, place, waits, asked_ts: ts, issued_ts: ts, current: null });
       return;
     }
     if (!known) return;
@@ -325,8 +327,8 @@ function execution(moment: Moment, asked: Asked, place: number, attempt: number)
     issued_ts,
     started_ts: attempt ? ts : null,
     ended_ts: null,
-    approval_ms: asked.current ? 0 : Math.max(0, asked.issued_ts - asked.asked_ts),
-    queue_ms: Math.max(0, ts - issued_ts),
+    approval_ms: asked.current ? 0 : Math.max(0, (asked.waits ? ts : issued_ts) - asked.asked_ts),
+    queue_ms: asked.waits ? null : Math.max(0, ts - issued_ts), // where it was denied it was in no queue
     execution_ms: null,
     outcome: "",
   };
