@@ -354,9 +354,14 @@ async def test_an_answer_is_copied_as_markdown(page: Page) -> None:
     copied = await page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("**Scripted demo model, not an AI.** You said")
     assert "\n- `fail` failed: " in copied
+    await expect(page.locator(".actions .said")).to_have_count(0)
     await page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # http, not localhost
     await copy.click()
-    await expect(page.locator(".actions .said").first).to_contain_text("Not copied")
+    await expect(page.locator(".actions .said")).to_have_text("Copied")
+    await expect(page.locator(".actions .said")).to_have_count(0)
+    await page.evaluate("document.execCommand = () => false")
+    await copy.click()
+    await expect(page.locator(".actions .said")).to_contain_text("Not copied")
 
 
 async def test_a_draft_is_kept_with_its_conversation(page: Page) -> None:

@@ -6,6 +6,7 @@ type Properties = {
   onclick?: Listener<MouseEvent>;
   onkeydown?: Listener<KeyboardEvent>;
   oninput?: Listener<Event>;
+  onchange?: Listener<Event>;
   onsubmit?: Listener<SubmitEvent>;
   ontoggle?: Listener<Event>;
 } & { [attribute: string]: string | number | null | undefined | Listener<never> };
@@ -18,7 +19,7 @@ export function h<T extends keyof HTMLElementTagNameMap>(
 ): HTMLElementTagNameMap[T] {
   const [tag, ...classes] = name.split(".");
   const node = document.createElement(tag as T);
-  node.classList.add(...classes);
+  if (classes.length) node.classList.add(...classes);
   for (const [key, value] of Object.entries(properties)) {
     if (typeof value === "function") node.addEventListener(key.slice(2), value as EventListener);
     else if (value !== null && value !== undefined) node.setAttribute(key, String(value));

@@ -4,6 +4,8 @@
 // highlight.js's own classes (hljs-keyword, …). figure.code.pending: its colours are on their way.
 
 import { visible } from "./bidi.ts";
+import { copied } from "./clipboard.ts";
+import { h, setText } from "./dom.ts";
 import type { lowlight } from "./languages.ts";
 
 const COLOURED_CHARS_MAX = 30_000; // of a block: a longer one stays plain
@@ -20,28 +22,19 @@ export interface Code {
 
 /** Draws code in `language`, a name as after a fence; `update` takes all of it each time. */
 export function code(language: string): Code {
-  const [figure, caption, name] = [make("figure", "code"), make("figcaption"), make("span", "language")];
-  const [copy, pre, body] = [make("button", "copy"), make("pre"), make("code")];
+  const onclick = async () => {
+    setText(copy, (await copied(text)) ? "Copied" : "Not copied");
+    setTimeout(() => setText(copy, "Copy"), COPIED_MS);
+  };
+  const copy = h("button.copy", { type: "button", onclick }, "Copy");
+  const body = h("code");
+  const label = language ? `Code in ${visible(language)}` : "Code";
+  const pre = h("pre", { tabindex: 0, role: "region", "aria-label": label }, body); // it scrolls: for the keyboard
+  const caption = h("figcaption", {}, h("span.language", {}, visible(language) || "text"), copy);
+  const figure = h("figure.code", { dir: "ltr" }, caption, pre);
   let text = "";
   let colouredChars = 0;
   let turns = 0; // how often colours were asked for
-
-  figure.dir = "ltr";
-  name.textContent = visible(language) || "text";
-  copy.type = "button";
-  copy.textContent = "Copy";
-  copy.addEventListener("click", () => {
-    void copied(text).then((done) => {
-      copy.textContent = done ? "Copied" : "Not copied";
-      setTimeout(() => (copy.textContent = "Copy"), COPIED_MS);
-    });
-  });
-  pre.tabIndex = 0; // it scrolls, so the keyboard must reach it
-  pre.setAttribute("role", "region");
-  pre.setAttribute("aria-label", language ? `Code in ${visible(language)}` : "Code");
-  caption.append(name, copy);
-  pre.append(body);
-  figure.append(caption, pre);
 
   async function colour(turn: number): Promise<void> {
     const lowlight = await loaded().catch(() => null);
@@ -89,32 +82,10 @@ function loaded(): Promise<Lowlight> {
 
 function drawn(content: Content): Node {
   if (content.type === "text") return document.createTextNode(visible(content.value));
-  const span = make("span");
+  const span = h("span");
   if (content.type !== "element") return span;
   const names = content.properties["className"];
   if (Array.isArray(names)) span.className = names.join(" ");
   span.append(...content.children.map(drawn));
   return span;
-}
-
-async function copied(text: string): Promise<boolean> {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // Not allowed, or no https: the old way.
-  }
-  const box = make("textarea", "unseen");
-  box.value = text;
-  document.body.append(box);
-  box.select();
-  const done = document.execCommand("copy");
-  box.remove();
-  return done;
-}
-
-function make<K extends keyof HTMLElementTagNameMap>(tag: K, name = ""): HTMLElementTagNameMap[K] {
-  const node = document.createElement(tag);
-  if (name) node.className = name;
-  return node;
 }

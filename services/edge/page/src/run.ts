@@ -2,6 +2,7 @@
 
 import { ended, type Decision, type Failure, type Phase, type Run } from "@tapeline/client";
 
+import { copied } from "./clipboard.ts";
 import { h, keyed, setText, type View } from "./dom.ts";
 import { duration } from "./duration.ts";
 import { icon, type IconName } from "./icon.ts";
@@ -64,12 +65,8 @@ export function runView({ run: { run: id } }: Turn, acts: RunActs): View<Turn, b
   }
 
   async function copying(): Promise<void> {
-    let feedback = "Copied";
-    try {
-      await navigator.clipboard.writeText(markdownOf(shown.run));
-    } catch {
-      feedback = "Not copied: the browser does not allow it here. Select the text instead.";
-    }
+    const isDone = await copied(markdownOf(shown.run));
+    const feedback = isDone ? "Copied" : "Not copied: the browser does not allow it here. Select the text instead.";
     const said = h("span.said", { role: "status" }, feedback);
     copy.after(said);
     setTimeout(() => said.remove(), COPIED_MS);
