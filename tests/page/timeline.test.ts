@@ -5,17 +5,10 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { Chain, indented, lines } from "../../services/edge/page/src/log.ts";
-import {
-  brief,
-  type Attempt,
-  type Execution,
-  type Logged,
-  next,
-  placeAt,
-  timeline,
-  written,
-} from "../../services/edge/page/src/timeline.ts";
+import { indented, lines, parts } from "../../services/edge/page/src/lines.ts";
+import { brief, next, placeAt, written } from "../../services/edge/page/src/moment.ts";
+import { Chain } from "../../services/edge/page/src/save.ts";
+import { type Attempt, type Execution, type Logged, timeline } from "../../services/edge/page/src/timeline.ts";
 
 const recorded = readFileSync(new URL("recorded.ndjson", import.meta.url));
 const json = recorded.toString().trimEnd().split("\n");
@@ -164,14 +157,18 @@ test("what nobody knows is shown and breaks nothing", () => {
 test("lines are whole wherever the bytes are split, and JSON on several lines says the same", async () => {
   const some = recorded.subarray(0, 10_000);
   for (const size of [1, 7, 4_096]) {
-    const split = new ReadableStream<Uint8Array>({
+    const split = new ReadableStream<Uint8Array<ArrayBuffer>>({
       start(controller) {
-        for (let at = 0; at < some.length; at += size) controller.enqueue(some.subarray(at, at + size));
+        for (let at = 0; at < some.length; at += size) controller.enqueue(Uint8Array.from(some.subarray(at, at + size)));
         controller.close();
       },
     });
-    const whole = some.toString().split("\n").slice(0, -1); // the last one is cut off
-    assert.deepEqual(await Array.fromAsync(lines(split)), whole);
+    const seen: string[] = [];
+    const reading = (async () => {
+      for await (const line of lines(parts(split))) seen.push(line);
+    })();
+    await assert.rejects(reading, /not whole/); // the last one is cut off
+    assert.deepEqual(seen, some.toString().split("\n").slice(0, -1));
   }
   for (const line of json) assert.deepEqual(JSON.parse(indented(line)), JSON.parse(line));
   const exact = '{"n":12345678901234567890,"f":1.0,"s":"a, \\"b\\": {c}","e":{},"l":[ 1,2]}';

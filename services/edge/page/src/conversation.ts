@@ -5,7 +5,8 @@ import type { Call, Chat, Connection, Decision, Run, State, Tapeline } from "@ta
 
 import { tick } from "./call.ts";
 import type { Composer } from "./composer.ts";
-import { find, h, keyed, setText } from "./dom.ts";
+import { find, keyed, setText } from "./dom.ts";
+import { download } from "./download.ts";
 import { reason } from "./problem.ts";
 import { href } from "./route.ts";
 import { markdownOf, runView, type RunActs } from "./run.ts";
@@ -16,7 +17,6 @@ import { sameTurn, turns, type Turn } from "./turn.ts";
 const READ_OUT_CHARS_MAX = 4_000; // of a finished answer; the rest is on the page
 const NEEDS_KEY = "It needs a key. Reload the page to be asked for one.";
 const TICK_MS = 100;
-const SAVED_MS = 60_000; // by then a browser has begun to save what it was given
 
 /** What a conversation has around it. */
 export interface Surroundings {
@@ -71,13 +71,13 @@ export function conversation(wanted: string, around: Surroundings): Conversation
   const asked = new Set<string>(); // calls whose waiting was read out
   let ticking: ReturnType<typeof setInterval> | undefined; // while a tool runs
 
-  const acts: RunActs = { replace, choose, decide, download };
+  const acts: RunActs = { replace, choose, decide, download: fetchResult };
   const update = keyed<Turn, boolean>(runs, (turn) => turn.run.run, (turn) => runView(turn, acts), sameTurn);
 
   missing.hidden = true;
   composer.hide(false);
   composer.open(wanted);
-  around.connected("live");
+  around.connected(null);
   follower.pin();
   if (created) read();
   render();
@@ -109,7 +109,7 @@ export function conversation(wanted: string, around: Surroundings): Conversation
     setText(find("missing-text", HTMLElement), why);
     missing.hidden = false;
     composer.hide(true);
-    around.connected("live");
+    around.connected(null);
     render();
   }
 
@@ -195,12 +195,10 @@ export function conversation(wanted: string, around: Surroundings): Conversation
   }
 
   /** A link could not say who is asking. */
-  async function download(run: string, call: string): Promise<void> {
+  async function fetchResult(run: string, call: string): Promise<void> {
     composer.say("");
     try {
-      const file = URL.createObjectURL(await (await tapeline.result(id, run, call)).blob());
-      h("a", { href: file, download: `${call}.json` }).click();
-      setTimeout(() => URL.revokeObjectURL(file), SAVED_MS);
+      download(`${call}.json`, await (await tapeline.result(id, run, call)).blob());
     } catch (error) {
       composer.say(reason(error, "The result could not be fetched whole. Try again."));
     }

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.ts";
 
-const ROW_PX = 46; // as in replay.css
+const ROW_PX = 46; // as in rows.css
 const AROUND = 8; // rows drawn above and below what can be seen
 
 export interface Rows<T> {

@@ -1,8 +1,9 @@
 // A conversation's log as an auditor reads it: who wrote what and when, which attempts count, how long each tool was
 // waited for, and whether anything is missing. Pure: no DOM, no clock, no I/O.
 
+import { line, wrote } from "./moment.ts";
+
 export const SILENCE_MS_MAX = 10_000; // a longer silence is cut to this, as the server does where it replays
-const BRIEF_CHARS_MAX = 160;
 
 /** An event as the log has it: its place put in front of what its writer said, of which nothing is sure but `type`. */
 export interface Logged {
@@ -341,87 +342,6 @@ function ending(one: Execution, ts: number, place: number, outcome: string): Par
 
 function holeBefore(prev: number | null, seen: number): Hole | null {
   return prev === null || prev === seen ? null : { after: Math.min(seen, prev), last: Math.max(seen, prev) };
-}
-
-function wrote(attempt: Attempt, moment: Moment): boolean {
-  return moment.run === attempt.run && moment.step === attempt.step && moment.attempt === attempt.attempt;
-}
-
-/** The place of the last moment at or before `at` ms on the strip; -1: there is none. */
-export function placeAt(moments: readonly Moment[], at: number): number {
-  let [low, high] = [0, moments.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (moments[middle]!.at <= at) low = middle + 1;
-    else high = middle;
-  }
-  return low - 1;
-}
-
-/** The nearest place from `place` in a direction, itself left out, whose moment is wanted; `place` where none is. */
-export function next(
-  moments: readonly Moment[],
-  place: number,
-  direction: 1 | -1,
-  isWanted: (moment: Moment) => boolean,
-): number {
-  for (let at = place + direction; at >= 0 && at < moments.length; at += direction) {
-    if (isWanted(moments[at]!)) return at;
-  }
-  return place;
-}
-
-/** The text an attempt wrote, counted or not, by kind. */
-export function written(moments: readonly Moment[], attempt: Attempt): { thinking: string; text: string } {
-  const parts: Record<string, string[]> = { thinking: [], token: [] };
-  for (const moment of moments.slice(attempt.first, attempt.last + 1)) {
-    if (wrote(attempt, moment)) parts[moment.type]?.push(text(moment.event["text"]));
-  }
-  return { thinking: parts["thinking"]!.join(""), text: parts["token"]!.join("") };
-}
-
-/** What an event says, in a line. */
-export function brief({ event, type }: Moment): string {
-  const said = (...names: string[]) => names.map((name) => plain(event[name])).filter(Boolean).join(" · ");
-  switch (type) {
-    case "conversation":
-      return line(said("title", "model", "owner"));
-    case "approval":
-      return line(`${event["approved"] ? "approved" : "denied"} ${said("by", "reason")}`);
-    case "stop":
-      return line(said("by", "reason"));
-    case "step":
-      return line(said("model", "resume"));
-    case "answer":
-      return line(said("finish", "text"));
-    case "tool_call":
-      return line(`${event["needs_approval"] ? "asks for approval · " : ""}${said("tool", "arguments")}`);
-    case "tool_result":
-      return line(said("outcome", event["is_error"] ? "message" : "content"));
-    case "tool_started":
-      return line(said("tool"));
-    case "tool_input":
-      return line(said("tool", "text"));
-    case "tool_progress":
-      return line(said("fraction", "message", "text"));
-    case "error":
-      return line(said("code", "message"));
-    case "done":
-      return line(said("reason"));
-    case "misplaced":
-      return line(`not its writer’s to write · ${said("kind", "event")}`);
-    default:
-      return line(said("content", "title", "text") || said("by"));
-  }
-}
-
-function plain(value: unknown): string {
-  if (value === null || value === undefined) return "";
-  return typeof value === "string" ? value : JSON.stringify(value);
-}
-
-function line(value: string): string {
-  return value.slice(0, BRIEF_CHARS_MAX).replaceAll("\n", " ↵ ");
 }
 
 function text(value: unknown): string {
