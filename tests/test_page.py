@@ -2,17 +2,18 @@
 through reloads, lost connections and hostile text."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from playwright.async_api import Browser, CDPSession, Page, Route, expect
 
 from tests.browser import axe
 from tests.line import Line
-from tests.model_server import ModelServer, answers
+from tests.model_server import ModelServer, answers, refuses
 from tests.stack import Stack
 
 # One browser for all; seconds: an answer is streamed in each, and some break what carries it.
@@ -534,6 +535,14 @@ async def test_a_silent_connection_is_given_up(page: Page) -> None:
     await page.wait_for_function("() => window.asked === 2")
 
 
+async def lost(page: Page) -> None:
+    """Until the page says so, on its clock."""
+    for _ in range(100):
+        await page.clock.run_for(31_000)  # longer than between any two tries
+        if await page.locator("html").get_attribute("data-connection") == "lost":
+            break
+
+
 async def test_a_server_that_stays_away_can_be_tried_by_hand(page: Page, stack: Stack) -> None:
     await ask(page, "long 5")
     await answered(page)
@@ -544,10 +553,7 @@ async def test_a_server_that_stays_away_can_be_tried_by_hand(page: Page, stack: 
         root = page.locator("html")
         await expect(root).to_have_attribute("data-connection", "live")
         line.cut()
-        for _ in range(100):
-            await page.clock.run_for(31_000)  # longer than between any two tries
-            if await root.get_attribute("data-connection") == "lost":
-                break
+        await lost(page)
         await expect(page.locator("#connection")).to_have_text("The server cannot be reached.Try now")
         await expect(page.locator(".run")).to_have_count(1)  # and it can be read all the while
         line.mend()
@@ -869,37 +875,70 @@ async def test_a_file_that_does_not_come_is_asked_for_again(page: Page) -> None:
     await expect(page.locator(".summary")).to_contain_text("events", timeout=ANSWER_MS)
 
 
-async def test_nobody_is_kept_out(browser: Browser, stack: Stack) -> None:
-    """axe-core finds nothing: in any state, on any screen, in both themes."""
+@contextlib.asynccontextmanager
+async def looked_at(browser: Browser, stack: Stack) -> AsyncIterator[tuple[Page, Callable[[str], Awaitable[None]]]]:
+    """A page, and what looks at it with axe-core: in the end it has found nothing, in either theme."""
     context = await browser.new_context(base_url=stack.url, bypass_csp=True, reduced_motion="reduce")
     page = await context.new_page()
     await page.goto("/")
+    await expect(page.get_by_label("Model")).to_be_visible()
     found: dict[str, list[str]] = {}
 
     async def look(where: str) -> None:
         if violations := await axe(page):
             found[where] = violations
 
-    await expect(page.get_by_label("Model")).to_be_visible()
-    await look("welcome")
-    await ask(page, "Please work in parallel")
-    await expect(page.locator('.call[data-status="running"]').first).to_be_visible(timeout=ANSWER_MS)
-    await look("tools running")
-    await answered(page)
-    await page.locator(".thinking summary").first.click()
-    await page.locator(".call summary").first.click()
-    await look("tools and their answer")
-    await page.locator("#list li:has([aria-current]) button").last.click()
-    await look("dialog")
-    await page.keyboard.press("Escape")
-    await page.keyboard.press("Control+k")
-    await ask(page, "approval")
-    await expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=ANSWER_MS)
-    await look("approval")
-    await page.set_viewport_size({"width": 390, "height": 844})
-    await look("on a phone")
-    await page.get_by_role("button", name="Conversations").click()
-    await expect(page.get_by_role("button", name="New chat")).to_be_focused()
-    await look("drawer")
+    yield page, look
     await context.close()
     assert found == {}
+
+
+async def test_nobody_is_kept_out(browser: Browser, stack: Stack) -> None:
+    async with looked_at(browser, stack) as (page, look):
+        await look("welcome")
+        await ask(page, "Please work in parallel")
+        await expect(page.locator('.call[data-status="running"]').first).to_be_visible(timeout=ANSWER_MS)
+        await look("tools running")
+        await answered(page)
+        await page.locator(".thinking summary").first.click()
+        await page.locator(".call summary").first.click()
+        await look("tools and their answer")
+        await page.get_by_role("button", name="Edit").click()
+        await look("a question being edited")
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Answer again").click()
+        await expect(page.locator(".counter")).to_have_text("2/2", timeout=ANSWER_MS)
+        await answered(page)
+        await look("versions")
+        await page.locator("#list li:has([aria-current]) button").last.click()
+        await look("dialog")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("Control+k")
+        await ask(page, "approval")
+        await expect(page.get_by_role("button", name="Approve")).to_be_visible(timeout=ANSWER_MS)
+        await look("approval")
+        await page.set_viewport_size({"width": 390, "height": 844})
+        await look("on a phone")
+        await page.get_by_role("button", name="Conversations").click()
+        await expect(page.get_by_role("button", name="New chat")).to_be_focused()
+        await look("drawer")
+
+
+async def test_nobody_is_kept_out_where_something_is_wrong(browser: Browser, stack: Stack) -> None:
+    async with looked_at(browser, stack) as (page, look):
+        await page.get_by_label("Model").select_option(OTHER_MODEL)
+        await ask(page, "be refused")
+        await expect(page.locator(".failure:visible")).to_be_visible(timeout=ANSWER_MS)
+        await look("failure")
+        await page.clock.install()
+        await page.reload()
+        await expect(page.locator("html")).to_have_attribute("data-connection", "live")
+        await page.context.set_offline(True)
+        await expect(page.locator("#connection")).to_have_text("Offline")
+        await look("offline")
+        await lost(page)
+        await look("lost")
+        await page.context.set_offline(False)
+        await page.goto("/#no-such-conversation")
+        await expect(page.get_by_text("This conversation does not exist")).to_be_visible()
+        await look("missing")

@@ -1,14 +1,21 @@
 """The page as files: what a browser may keep, what it may load, and an edge that has no page."""
 
+import os
 import re
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from services.edge.app import PageFiles
 from tests.client import Client, problem
+from tests.stack import ROOT, free_port, wait_until
+from tests.system import DOWN_TIMEOUT_S, UP_TIMEOUT_S
 
 
 async def test_names_change_with_content_and_may_be_kept_for_ever(client: Client) -> None:
@@ -44,3 +51,42 @@ async def test_an_edge_without_a_page_says_what_to_do(tmp_path: Path) -> None:
     here = httpx.ASGITransport(Starlette(routes=[Route("/", PageFiles(directory=tmp_path).index)]))
     async with Client("http://127.0.0.1", transport=here) as client:
         assert "scripts/page" in problem(await client.http.get("/"), 503, "page_not_built")["detail"]
+
+
+@pytest.mark.timeout(UP_TIMEOUT_S + DOWN_TIMEOUT_S + 60)
+def test_where_the_page_cannot_be_built_the_rest_is_up_and_that_is_said(tmp_path: Path) -> None:
+    """`scripts/up` in a copy of the repository whose page is broken; what is installed is this one's."""
+    copy = tmp_path / "copy"
+    leave_out = shutil.ignore_patterns("node_modules", "dist", "__pycache__")
+    shutil.copytree(ROOT / "services", copy / "services", ignore=leave_out)
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    (copy / "scripts" / "install").write_text("#!/bin/sh\n")
+    page = Path("services") / "edge" / "page"
+    for name in (".venv", "shared", "pyproject.toml", page / "node_modules"):
+        (copy / name).symlink_to(ROOT / name)
+    (copy / page / "src" / "page.ts").write_text("this is no script")
+
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    ours = ("TAPELINE_", "OTEL_", "OPENAI_", "ANTHROPIC_")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    environ |= {"TAPELINE_DATA": str(tmp_path / "data"), "TAPELINE_PORT": str(port)}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        up = subprocess.Popen([copy / "scripts" / "up"], env=environ, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until("up", lambda: f"ready {url}\n" in log.read_text() or up.poll() is not None, UP_TIMEOUT_S)
+        said = log.read_text()
+        assert f"ready {url}\n" in said, said
+        assert "scripts/up: the page could not be built, for the reason above; everything else works" in said
+        assert "page.ts" in said.partition("scripts/up:")[0], "the reason is above"
+        assert "scripts/page" in problem(httpx.get(url), 503, "page_not_built")["detail"]
+        assert httpx.post(f"{url}/v1/conversations", json={"id": "one"}).status_code == 201
+        stream = {"Accept": "text/event-stream"}
+        told = httpx.post(f"{url}/v1/conversations/one/messages", json={"content": "Hi"}, headers=stream, timeout=30)
+        assert "event: done" in told.text
+        up.send_signal(signal.SIGINT)
+        assert up.wait(DOWN_TIMEOUT_S) == 0, log.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
