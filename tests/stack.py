@@ -164,14 +164,14 @@ class Stack:
     def edge_url(self, number: int) -> str:
         return f"http://127.0.0.1:{self.ports[number]}"
 
-    def add_edge(self, env: Mapping[str, str] | None = None) -> int:
+    def add_edge(self, env: Mapping[str, str] | None = None, module: str = "services.edge") -> int:
         """Another edge; its number."""
         self.ports.append(free_port())
         self.edges.append(None)
-        self.start_edge(len(self.edges) - 1, env)
+        self.start_edge(len(self.edges) - 1, env, module)
         return len(self.edges) - 1
 
-    def start_edge(self, number: int = 0, env: Mapping[str, str] | None = None) -> None:
+    def start_edge(self, number: int = 0, env: Mapping[str, str] | None = None, module: str = "services.edge") -> None:
         """Starts an edge that was ended, on its own port."""
         url = self.edge_url(number)
 
@@ -182,7 +182,7 @@ class Stack:
                 return False
 
         env = self.env_for("edge") | {"TAPELINE_PORT": str(self.ports[number]), **(env or {})}
-        self.edges[number] = Process("services.edge", env, self.folder / f"edge-{number}.log", ready)
+        self.edges[number] = Process(module, env, self.folder / f"edge-{number}.log", ready)
 
     def kill_edge(self, number: int = 0, sig: int = signal.SIGKILL) -> int:
         edge = self.edges[number]

@@ -33,7 +33,7 @@ from .problem import NOT_FOUND, Problem, not_found, unavailable
 from .quota import Quota
 from .refusal import Refusals
 from .server import Server
-from .stream import STREAM
+from .stream import CONNECTION, STREAM
 from .ticket import Tickets
 
 PAGE: Final = Path(__file__).parent / "page" / "dist"
@@ -46,7 +46,7 @@ CSP: Final = (
 """Nothing but what this edge serves; no inline script or style, and no HTML made of strings."""
 
 
-def application(calls: Calls, origins: Sequence[str] = ()) -> ASGIApp:
+def application(calls: Calls, refusals: Refusals, origins: Sequence[str] = ()) -> ASGIApp:
     """The routes, what errors look like, and the other `origins` whose pages may use them."""
     routes: list[BaseRoute] = [
         Route(call.path, _endpoint(getattr(calls, call.name)), methods=[call.method]) for call in openapi.CALLS
@@ -68,13 +68,15 @@ def application(calls: Calls, origins: Sequence[str] = ()) -> ASGIApp:
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},
     )
     app.state.origins = origins
-    app.state.refusals = Refusals()
+    app.state.refusals = refusals
     app.router.redirect_slashes = False  # it would name this edge as it sees itself, behind a proxy
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
         if stream := scope.get(STREAM):
-            await stream.run(receive, send)
+            await stream.run(scope, receive, send)
+        if connection := scope.get(CONNECTION):
+            connection.returned()
 
     return outermost
 
@@ -92,7 +94,7 @@ def _endpoint(handler: Handler) -> Handler:
                 raise Problem(403, "cross_site", "A page of another site may not do this.")
             return await handler(request)
         except Problem as problem:
-            request.app.state.refusals.note(request.scope, problem)
+            request.app.state.refusals.request(request.scope, problem)
             if problem.code == NOT_FOUND:
                 await _on_grid(began)
             return problem.response()
@@ -192,9 +194,11 @@ async def main(settings: Settings) -> None:
     leases = Leases.configured(settings, tape, limited=limited)
     calls = Calls(tape, auth, tickets, models, quota, leases, heartbeat_s)
     port = settings.number("TAPELINE_PORT", 8080, least=0, most=65535)
+    refusals = Refusals()
     keeping = asyncio.create_task(auth.keep())
     try:
-        await Server(application(calls, origins), host, port, trusted, calls.streams.drain).serve()
+        app = application(calls, refusals, origins)
+        await Server(app, host, port, trusted, refusals, calls.streams.drain).serve()
     finally:
         keeping.cancel()
         calls.streams.close()

@@ -6,19 +6,22 @@ log at its own pace until it is back; nothing is kept for it meanwhile.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from opentelemetry import metrics
 from tapeline import limits, subjects
-from tapeline.connection import Unavailable
+from tapeline.connection import Refused, Unavailable
 from tapeline.follow import follow
 from tapeline.replay import check_whole, may_have_expired
 from tapeline.tape import Gone, Tape
 
 from .frame import Frame, frame
 from .meters import Meters
+
+log = logging.getLogger(__name__)
 
 _meter = metrics.get_meter("tapeline")
 _catch_ups: Final = _meter.create_counter("tapeline.feed.catch_up_reads", "1", "Times a reader read the log")
@@ -98,7 +101,9 @@ class Feed:
                     if page:
                         self.about = self.about._replace(last_event_id=page[-1].seq)
                     self._stir()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the readers are told, and come back
+        except Exception as error:  # whatever it is, the readers are told, and come back
+            if not isinstance(error, Gone | Unavailable | Refused):
+                log.exception("%s: it cannot be followed", self._conversation)
             self._error = error
             self._stir()
 

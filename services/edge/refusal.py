@@ -14,7 +14,8 @@ from .problem import Problem
 
 log = logging.getLogger(__name__)
 
-STATUSES: Final = frozenset({401, 403, 429, 431})
+STATUSES: Final = frozenset({401, 403, 429})
+"""With which a request is refused; other errors are its sender's business."""
 
 
 class Refusals:
@@ -24,21 +25,24 @@ class Refusals:
         self._said = 0
         self._more = 0
 
-    def note(self, scope: Scope, problem: Problem) -> None:
+    def request(self, scope: Scope, problem: Problem) -> None:
         """A request that was answered with `problem`; logged at WARNING if that is a refusal."""
-        if problem.status not in STATUSES:
-            return
+        if problem.status in STATUSES:
+            path = scope["raw_path"].decode("latin-1")
+            self._note(scope["client"], f" {scope['method']} {_plain(path)}", problem)
+
+    def connection(self, client: tuple[str, int] | None, problem: Problem) -> None:
+        """What came in on a connection was no request, or more than a request may be."""
+        self._note(client, "", problem)
+
+    def _note(self, client: tuple[str, int] | None, asked: str, problem: Problem) -> None:
         if self._said == limits.REFUSALS_LOGGED_PER_S:
             self._more += 1
             return
         if self._said == 0:
             asyncio.get_running_loop().call_later(1, self._end_second)
         self._said += 1
-        client = scope["client"][0] if scope["client"] else "?"
-        path = scope["raw_path"].decode("latin-1")
-        log.warning(
-            "refused %s %s %s: %s %s", _plain(client), scope["method"], _plain(path), problem.status, problem.code
-        )
+        log.warning("refused %s%s: %s %s", _plain(client[0] if client else "?"), asked, problem.status, problem.code)
 
     def _end_second(self) -> None:
         if self._more:

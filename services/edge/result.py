@@ -1,6 +1,5 @@
 """What one call returned, whole: as one body of JSON, from its event or from where it is stored beside the tape."""
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator
@@ -10,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
-from tapeline import limits, results
+from tapeline import results
 from tapeline.connection import Unavailable
 from tapeline.fold import CallState
 from tapeline.results import Broken
@@ -39,7 +38,7 @@ def response(request: Request, tape: Tape, conversation: str, call: CallState) -
 
 
 class _Stored(StreamingResponse):
-    """Sends a chunk when the one before it has been taken. What is broken, or not taken, is cut off before its end."""
+    """Sends a chunk when the one before it has been taken. What is broken is cut off before its end."""
 
     body_iterator: AsyncGenerator[bytes]
 
@@ -48,16 +47,13 @@ class _Stored(StreamingResponse):
         self._call = call
 
     async def stream_response(self, send: Send) -> None:
-        """Returns without an end where there is none, at which the server closes the connection."""
+        """Returns without an end where there is none, at which the connection is cut."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async with aclosing(self.body_iterator) as chunks:
                 async for chunk in chunks:
-                    async with asyncio.timeout(limits.WRITE_TIMEOUT_S):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except (Broken, Unavailable) as error:
             log.error("call %s: its result was cut off: %s", self._call, error)  # noqa: TRY400 - it says all there is
-        except TimeoutError:
-            log.warning("call %s: a reader takes nothing of its result, and was cut off", self._call)
         else:
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,7 +1,8 @@
 """A conversation's events over HTTP: followed for as long as it takes, or replayed as they are stored.
 
 One visible loop per response. It ends at an event boundary: after the run's terminal event, when the reader
-leaves, takes nothing for too long or may read no longer, or when this edge is drained.
+leaves or may read no longer, or when this edge is drained. That a reader takes nothing for too long is its connection's
+to see.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 from tapeline import limits, subjects
-from tapeline.connection import Unavailable
+from tapeline.connection import Unavailable, reason
 from tapeline.record import Record
 from tapeline.replay import Expired, check_whole, may_have_expired
 from tapeline.tape import Gone, Tape
@@ -30,6 +31,9 @@ STREAM: Final = "tapeline.stream"
 """Where `scope` has the stream that has begun, once the layers around it have returned. Within them, every one of
 thousands of idle streams would keep a dozen frames alive, and every event would pass through four `send`s.
 """
+
+CONNECTION: Final = "tapeline.connection"
+"""Where `scope` has the connection that the request came in by, if it is one that says when it ends."""
 
 NDJSON_HEADERS: Final = (
     (b"content-type", b"application/x-ndjson"),
@@ -68,6 +72,9 @@ class Streams:
         self.draining = False
         self._heartbeat_s = heartbeat_s
         self._open: set[Stream] = set()
+        self._failed = 0
+        """Since the last tick."""
+        self._why: Exception = Exception()
         self._clock = asyncio.create_task(self._tick())
 
     def drain(self) -> None:
@@ -91,14 +98,21 @@ class Streams:
         self._open.discard(stream)
         self.meters.closed(how)
 
+    def failed(self, error: Exception) -> None:
+        """A stream could not go on. As a rule all fail for one reason, so the log has one line for many."""
+        self._failed += 1
+        self._why = error
+
     async def _tick(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(limits.STREAM_TICK_S, self._heartbeat_s / 4))
             now, date = clock(), time.time()
-            patience_s = limits.DRAIN_END_S if self.draining else limits.WRITE_TIMEOUT_S
             for stream in self._open:
-                stream.look(now, date, self._heartbeat_s, patience_s)
+                stream.look(now, date, self._heartbeat_s)
+            if self._failed:
+                log.warning("%d streams could not go on: %s", self._failed, reason(self._why))
+                self._failed = 0
 
 
 class Stream:
@@ -123,10 +137,7 @@ class Stream:
         self.news: asyncio.Future[None] | None = None
         """What it waits for, if it waits."""
         self._now = asyncio.get_running_loop().time
-        self._task: asyncio.Task[None] | None = None
         self._sent_at = 0.0
-        self._is_sending = False
-        self._is_cut = False
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         """Begins the response. `run` has to follow, outside of whatever is around this."""
@@ -139,28 +150,27 @@ class Stream:
                 scope[STREAM] = self
                 undo.pop_all()
 
-    async def run(self, receive: Receive, send: Send) -> None:
-        """Streams until there is a reason to end, and ends the response properly."""
-        self._task = asyncio.current_task()
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streams until there is a reason to end. Where that is an end, and the reader takes it, the response has one;
+        otherwise it stays unfinished, so that its connection is cut and the reader resumes.
+        """
         self.streams.opened(self, resumed=self.reading.resumed)
-        watch = asyncio.create_task(self._watch(receive))
+        watch = None
+        if connection := scope.get(CONNECTION):
+            connection.tell(self.end)
+        else:
+            watch = asyncio.create_task(self._watch(receive))
         try:
             await self.stream(send)
-        except asyncio.CancelledError:
-            if not self._is_cut:
-                raise
+            if self.how in self.finished:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (Expired, Gone, Unavailable) as error:
-            log.warning("%s: a stream was ended: %s", self.reading.conversation, error)
+            self.streams.failed(error)
         finally:
-            watch.cancel()
+            if watch is not None:
+                watch.cancel()
             self._release()
             self.streams.closed(self, self.how or "failed")
-        if self.how in self.finished and not self._is_cut:
-            patience_s = limits.DRAIN_END_S if self.how == "drained" else limits.WRITE_TIMEOUT_S
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # otherwise the response stays unfinished: the server cuts the connection, and the reader resumes
 
     async def stream(self, send: Send) -> None:
         """The loop. Raises `Unavailable`."""
@@ -170,9 +180,7 @@ class Stream:
         """One write, which waits while the reader does not take what was written before."""
         self.beat = False
         self._sent_at = self._now()
-        self._is_sending = True
         await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._is_sending = False
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -189,13 +197,9 @@ class Stream:
         self.how = self.how or how
         self.wake()
 
-    def look(self, now: float, date: float, heartbeat_s: float, patience_s: float) -> None:
+    def look(self, now: float, date: float, heartbeat_s: float) -> None:
         """What time means to it: `now` by the loop's clock, `date` in seconds since the epoch."""
-        if self._is_sending and now - self._sent_at > patience_s and self._task is not None:
-            self.how = self.how or "slow"
-            self._is_cut = True
-            self._task.cancel()
-        elif self.reading.until is not None and date >= self.reading.until:
+        if self.reading.until is not None and date >= self.reading.until:
             self.end("expired")
         elif now - self._sent_at >= heartbeat_s:
             self.beat = True

@@ -5,20 +5,23 @@ Whatever is refused may be refused or cut off, but in bounded time and memory. `
 
 import asyncio
 import json
+import re
 import ssl
 from typing import Final
 
 import pytest
 from tapeline import limits
 
-from tests.client import Client, log_of
+from tests.client import Client, at_once, log_of
 from tests.hardening.attacker import ANSWERED_S, LAST, answers, get, post, said, statuses, wire
 from tests.hardening.vitals import GROWTH_BYTES_MAX, Vitals, open_streams, streams_are
-from tests.stack import Stack
+from tests.stack import Stack, until
 
 MB: Final = 1_000_000
 CUT_S: Final = 3.0  # within which an edge hangs up on what it has refused
 REFUSED: Final = (400, 413, 414, 431)
+FLOOD: Final = 300
+FLOOD_TOGETHER: Final = 20
 HI: Final = b'{"content": "long 3"}'
 
 # Heads
@@ -297,6 +300,28 @@ async def test_what_is_no_http(what: str, stack: Stack) -> None:
     found = await said(stack.url, OTHERS[what])
     assert found
     assert all(answer.status >= 400 and b"evil" not in answer.body for answer in found)
+
+
+async def test_a_flood_of_what_is_no_http_does_not_flood_the_log(stack: Stack) -> None:
+    """Would fill a disk, or hide in the log what somebody has to see."""
+    edge = stack.edges[0]
+    assert edge is not None
+    start = len(edge.output())
+    upgrade = get("/healthz", "Connection: close, Upgrade", "Upgrade: websocket")
+    for request, status in ((OTHERS["SMTP"], 400), (HEADS["10,000 headers"], 431), (upgrade, 200)):
+        found = await at_once(FLOOD_TOGETHER, (statuses(stack.url, request) for _ in range(FLOOD)))
+        assert found.count([status]) > FLOOD / 2  # the others were cut off in mid-answer
+
+    def lines() -> list[str]:
+        return edge.output()[start:].splitlines()
+
+    def counted() -> int:
+        more = [re.search(r"refused (\d+) more", line) for line in lines()]
+        return sum(int(one[1]) if one else 1 for one in more)
+
+    await until("all are counted", lambda: counted() >= 2 * FLOOD)
+    assert all("refused" in line for line in lines())
+    assert len(lines()) < FLOOD
 
 
 async def test_a_url_for_a_proxy(stack: Stack) -> None:
