@@ -27,6 +27,7 @@ STREAMS: Final = 5
 MESSAGES: Final = 3
 TOKENS: Final = 2_000
 FREED_S: Final = 5.0
+AWAY_HEARTBEATS: Final = 6  # twice as many seconds as that edge's patience with a read, and what comes before it
 SENDERS: Final = 200
 RSS_MIB_MAX: Final = 100
 """By which the memory of an edge may grow under 200 senders: 32 kB and one read of 256 kB each, and room."""
@@ -243,13 +244,15 @@ async def test_a_drained_edge_gives_back_and_a_killed_ones_streams_expire(tmp_pa
 async def test_without_nats_open_streams_go_on_and_their_lease_is_renewed_after_it(tmp_path: Path) -> None:
     stack = Stack(tmp_path, ENV | {"TAPELINE_HEARTBEAT_S": "1"})
     try:
-        stack.start()
+        stack.start_inference()
+        stack.add_edge(module="tests.edge_with RECONCILE_FIRST_S=0.2 READ_PATIENCE_S=1 READ_TIMEOUT_S=1 AWAY_S=1")
         async with contextlib.AsyncExitStack() as closing:
             client = await closing.enter_async_context(Client(stack.url, key(USERS[0])))
             conversation = await client.create()
             streams = await fill(closing, client, conversation, STREAMS)
             stack.nats.kill()
-            await streams[0].heartbeats(3)
+            await streams[0].heartbeats(AWAY_HEARTBEATS)
+            problem(await client.get_events(conversation), 503, "unavailable")
             stack.nats.start()
             tape = await opened(stack.nats.url)
             record = (await tape.newest(subjects.LEASES, subjects.lease(USERS[0])))[-1]
@@ -259,6 +262,9 @@ async def test_without_nats_open_streams_go_on_and_their_lease_is_renewed_after_
             assert await leased(tape, USERS[0]) == STREAMS
             too_many(await client.get_events(conversation), "streams", STREAMS)
             await tape.close()
+            await client.post(conversation, "hi")
+            for stream in streams:
+                await stream.until("done")
     finally:
         stack.stop()
 

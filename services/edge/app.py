@@ -38,6 +38,8 @@ from .ticket import Tickets
 
 PAGE: Final = Path(__file__).parent / "page" / "dist"
 """What `scripts/page` builds."""
+ON_TAPE: Final = "/v1/conversations"
+"""What needs NATS to answer."""
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -49,7 +51,8 @@ CSP: Final = (
 def application(calls: Calls, refusals: Refusals, origins: Sequence[str] = ()) -> ASGIApp:
     """The routes, what errors look like, and the other `origins` whose pages may use them."""
     routes: list[BaseRoute] = [
-        Route(call.path, _endpoint(getattr(calls, call.name)), methods=[call.method]) for call in openapi.CALLS
+        Route(call.path, _endpoint(getattr(calls, call.name), calls.tape), methods=[call.method])
+        for call in openapi.CALLS
     ]
     routes += [
         Route("/", PageFiles(directory=PAGE, check_dir=False).index),
@@ -84,7 +87,7 @@ def application(calls: Calls, refusals: Refusals, origins: Sequence[str] = ()) -
 Handler = Callable[[Request], Awaitable[Any]]
 
 
-def _endpoint(handler: Handler) -> Handler:
+def _endpoint(handler: Handler, tape: Tape) -> Handler:
     """The handler, its expected failures being answers."""
 
     async def endpoint(request: Request) -> Any:
@@ -92,6 +95,8 @@ def _endpoint(handler: Handler) -> Handler:
         try:
             if _is_foreign(request) and request.method != "GET":
                 raise Problem(403, "cross_site", "A page of another site may not do this.")
+            if request.url.path.startswith(ON_TAPE):
+                await _present(tape)
             return await handler(request)
         except Problem as problem:
             request.app.state.refusals.request(request.scope, problem)
@@ -107,6 +112,15 @@ def _endpoint(handler: Handler) -> Handler:
             return Response()  # to nobody
 
     return endpoint
+
+
+async def _present(tape: Tape) -> None:
+    """Returns when NATS is there, which may be in a moment. Raises `Unavailable` before clients lose their patience."""
+    give_up = time.monotonic() + limits.AWAY_S
+    while not tape.connected:
+        if time.monotonic() > give_up:
+            raise Unavailable("NATS is not connected")
+        await asyncio.sleep(limits.READ_RETRY_S)
 
 
 def _is_foreign(request: Request) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from opentelemetry import metrics
 
 from . import limits
+from .connection import Unavailable
 from .record import Record
 from .tape import Gone, Tape
 
@@ -22,8 +23,9 @@ _healed: Final = _meter.create_counter("tapeline.follow.gaps_healed", "1", "Gaps
 async def follow(tape: Tape, conversation: str, after: int = 0) -> AsyncGenerator[list[Record]]:
     """Pages of the events after event `after` (0: from the first on), for ever; close it to stop.
 
-    Raises `Gone` after the event that deleted the conversation, also where that was missed; `Unavailable`.
-    One empty page says that history has been read to its end: what follows is live.
+    Raises `Gone` after the event that deleted the conversation, also where that was missed; `Unavailable` where history
+    cannot be read. One empty page says that it has been read to its end: what follows is live, and while NATS is away
+    from then on there is nothing to follow, which is no failure.
     """
     waiting: list[Record] = []
     bell = Bell()
@@ -67,8 +69,11 @@ async def follow(tape: Tape, conversation: str, after: int = 0) -> AsyncGenerato
             if ready:
                 yield ready
                 end(ready)
-            if doubtful:
-                doubtful = False
+            doubtful = doubtful or missing > after
+            if not doubtful or not tape.connected:
+                continue
+            doubtful = False
+            try:
                 newest = await tape.last(conversation)
                 if after and not newest:
                     await tape.confirm(conversation)
@@ -76,12 +81,14 @@ async def follow(tape: Tape, conversation: str, after: int = 0) -> AsyncGenerato
                     if not newest:
                         raise Gone
                 missing = max(missing, newest)
-            if missing > after:
-                _healed.add(1)
-                async for page in tape.pages(conversation, after, until=missing):
-                    after = joined(page, after)
-                    yield page
-                    end(page)
+                if missing > after:
+                    _healed.add(1)
+                    async for page in tape.pages(conversation, after, until=missing):
+                        after = joined(page, after)
+                        yield page
+                        end(page)
+            except Unavailable:
+                doubtful = True
 
 
 def joined(page: list[Record], after: int) -> int:

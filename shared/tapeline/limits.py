@@ -138,6 +138,7 @@ SYSTEM_CHARS_MAX: Final = 100_000
 MODEL_CHARS_MAX: Final = 200  # of a model's name
 METADATA_BYTES_MAX: Final = 16_000
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 255
+AWAY_S: Final = 5.0  # how long a request waits for NATS to be back before it is a 503
 READINESS_CACHE_S: Final = 2.0
 DOCUMENT_CACHE_S: Final = 300  # how long a client need not ask for /openapi.json again
 HEARTBEAT_S: Final = 15.0
