@@ -37,6 +37,7 @@ KEYS: Final = {"TAPELINE_API_KEYS": f"ann={ANNS},bob={BOBS}"}
 SOON_S: Final = 15.0
 POLL_S: Final = 0.02
 PAGES: Final = 3
+ENTRY_BYTES_MAX: Final = 600  # of one entry of a list, as NATS sends it
 MANY: Final = PAGES * limits.LIST_PAGE_ENTRIES + 7
 SLOW: Final = {"TAPELINE_DEMO_DELAY_MS": "20"}
 
@@ -199,16 +200,29 @@ async def test_holes_and_empty_pages_are_passed_in_bounded_steps(tape: Tape) -> 
 
 async def test_a_list_costs_the_same_however_many_there_are(tape: Tape) -> None:
     listing = Listing(tape)
-    costs = []
+    asked, answered = [], []
+    before: dict[str, int] = {}
     for rounds in range(1, 4):
         for number in range(120):
-            await listing.add("ann", f"c{rounds}-{number}", "", 1, 1)
-            await listing.add(f"u{number % 7}", f"d{rounds}-{number}", "", 1, 1)
-        asked = tape.nc.stats["out_msgs"]
+            await listing.add("ann", f"c{rounds}{number:03}", "", 1, 1)
+            await listing.add(f"u{number % 7}", f"d{rounds}{number:03}", "", 1, 1)
+        await fill(tape, f"c{rounds}000", rounds * 1_000)  # and however much is said in them
+        before = dict(tape.nc.stats)
         entries, _ = await listing.page("ann", 50, None)
         assert len(entries) == 50
-        costs.append(tape.nc.stats["out_msgs"] - asked)
-    assert max(costs) <= 3, "the head, and the two newest pages"
+        asked.append(tape.nc.stats["out_msgs"] - before["out_msgs"])
+        answered.append(tape.nc.stats["in_bytes"] - before["in_bytes"])
+    assert max(asked) <= 3, "the head, and the two newest pages"
+    most = 2 * limits.LIST_PAGE_ENTRIES  # in two pages, of which the second may have few
+    assert max(answered) <= most * ENTRY_BYTES_MAX
+
+
+async def fill(tape: Tape, conversation: str, count: int) -> None:
+    """A conversation of so many events."""
+    entry = Entry(subjects.MODEL_DELTA, events.encode(token("a few words, ")))
+    last = await tape.last(conversation)
+    for _ in range(count // limits.BATCH_EVENTS_MAX):
+        last = (await tape.append_batch(conversation, [entry] * limits.BATCH_EVENTS_MAX, last))[-1]
 
 
 async def test_what_was_taken_off_the_list_leaves_nothing(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import json
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -301,11 +303,36 @@ async def test_dropped_doubled_and_reordered_live_copies_are_not_noticed(
     assert_chained(records)
 
 
-async def test_a_follower_that_does_not_read_keeps_a_bounded_number_and_misses_nothing(tape: Tape) -> None:
+class Kept(dict[str, str]):
+    """A record's headers, of which one can see whether they are still there."""
+
+
+async def test_a_follower_that_does_not_read_keeps_a_bounded_number_and_misses_nothing(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = limits.FOLLOW_PENDING_MAX + 500
+    real, came = tape.live, 0
+    kept: set[int] = set()
+
+    def counted(conversation: str, take: Callable[[Record], None], doubt: Callable[[], None]) -> Any:
+        def taken(record: Record) -> None:
+            nonlocal came
+            came += 1
+            headers = Kept(record.headers)
+            kept.add(record.seq)
+            weakref.finalize(headers, kept.discard, record.seq)
+            take(record._replace(headers=headers))
+
+        return real(conversation, taken, doubt)
+
+    monkeypatch.setattr(tape, "live", counted)
     async with aclosing(follow(tape, CONVERSATION)) as pages:
         assert await anext(pages) == []
         await fill(tape, count)
+        async with asyncio.timeout(20):
+            while came < count:
+                await asyncio.sleep(0.01)
+        assert kept == set(range(count - limits.FOLLOW_PENDING_MAX + 1, count + 1))
         records = await until(pages, count)
     assert [r.seq for r in records] == list(range(1, count + 1))
 
