@@ -28,10 +28,11 @@ async def test_readers_who_come_and_leave_leave_nothing_behind(system: System) -
 
 
 @pytest.mark.timeout(180)
-async def test_readers_who_lose_their_edge_at_once_are_whole_on_another(system: System) -> None:
-    print(await readers.storm(system, count=300, rate=20))
+@pytest.mark.parametrize("of_run", [False, True])
+async def test_readers_who_lose_their_edge_at_once_are_whole_on_another(system: System, *, of_run: bool) -> None:
+    print(await readers.storm(system, count=300, rate=20, of_run=of_run))
 
 
 @pytest.mark.timeout(180)
 async def test_a_long_conversation_is_exported_whole(system: System) -> None:
-    print(await readers.replayed(system, count=20_000))
+    print(await readers.replayed(system, count=20_000, words=400))  # far more than may be held of it

@@ -24,6 +24,7 @@ from .meters import Meters
 log = logging.getLogger(__name__)
 
 _meter = metrics.get_meter("tapeline")
+_watched: Final = _meter.create_up_down_counter("tapeline.feeds.open", "1", "Conversations that are followed")
 _catch_ups: Final = _meter.create_counter("tapeline.feed.catch_up_reads", "1", "Times a reader read the log")
 
 
@@ -88,6 +89,7 @@ class Feed:
             await self.news()
 
     async def _run(self) -> None:
+        _watched.add(1)
         try:
             self._base = await self._tape.last(self._conversation)
             if not self._base:
@@ -106,6 +108,8 @@ class Feed:
                 log.exception("%s: it cannot be followed", self._conversation)
             self._error = error
             self._stir()
+        finally:
+            _watched.add(-1)
 
     def _add(self, one: Frame) -> None:
         self._ring[one.seq] = one
