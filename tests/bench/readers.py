@@ -6,6 +6,7 @@ with fewer.
 
 import argparse
 import asyncio
+import math
 import signal
 import tempfile
 import time
@@ -106,7 +107,9 @@ async def system(folder: Path) -> AsyncIterator[System]:
         await asyncio.to_thread(stack.stop)
 
 
-async def stalled(system: System, others: int, stall_s: float, rate: float, chars: int) -> str:
+async def stalled(
+    system: System, others: int, stall_s: float, rate: float, chars: int, growth_mib_max: float = math.inf
+) -> str:
     """One reader takes nothing for a while, as the others go on: more than the kernel keeps for it."""
     talk = await system.talk()
     slow = Reader(talk.path, RECEIVE_BYTES)
@@ -120,6 +123,8 @@ async def stalled(system: System, others: int, stall_s: float, rate: float, char
             peak = max(peak, kib(system.pid()))
             await asyncio.sleep(0.1)
         last = await saying
+        grown_mib = (peak - before) / 1024
+        assert grown_mib < growth_mib_max, f"the edge grew by {grown_mib:.1f} MiB"
         await reached(readers, last, WITHIN_S)
         behind = len(readers[0].ids) - len(slow.ids)
         reads = await system.metric("tapeline_feed_catch_up_reads_total")
@@ -132,7 +137,7 @@ async def stalled(system: System, others: int, stall_s: float, rate: float, char
         slow.close()
     return (
         f"{others} readers went on while one took nothing for {stall_s:g} s ({behind} events behind, then caught up in "
-        f"{caught_up_s:.2f} s): the edge grew by {(peak - before) / 1024:.1f} MiB from {before / 1024:.0f} MiB"
+        f"{caught_up_s:.2f} s): the edge grew by {grown_mib:.1f} MiB from {before / 1024:.0f} MiB"
     )
 
 
