@@ -687,7 +687,7 @@ async def test_a_page_of_an_allowed_origin_may_ask(site: dict[str, str], shared:
         response = await bob.http.post("/v1/conversations", json={}, headers=headers)
         assert response.status_code == 201
         exposed = response.headers["access-control-expose-headers"]
-        assert {name.strip() for name in exposed.split(",")} == {"ETag", "Location", "Retry-After"}
+        assert {name.strip() for name in exposed.split(",")} == {"Date", "ETag", "Location", "Retry-After"}
         for url in (response.json()["url"], "/v1/conversations/unknown"):
             response = await bob.http.get(url, headers=headers)
             assert response.headers["access-control-allow-origin"] == ORIGIN

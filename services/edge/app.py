@@ -63,7 +63,7 @@ def application(calls: Calls, refusals: Refusals, origins: Sequence[str] = ()) -
         allow_origins=origins,
         allow_methods=["GET", "POST", "PATCH", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-        expose_headers=["ETag", "Location", "Retry-After"],
+        expose_headers=["Date", "ETag", "Location", "Retry-After"],
     )
     app = Starlette(
         routes=routes,
