@@ -63,9 +63,10 @@ export class Http {
   /** What was answered, and when the server says that was: ms since the epoch, NaN where it does not say. */
   async dated<T>(path: string, asked: Asked = {}): Promise<{ answer: T; serverMs: number }> {
     const { silenceMs } = this.times;
-    const [signal, done] = limited(silenceMs, asked.signal);
+    const [signal, limit, done] = limited(silenceMs, asked.signal);
     try {
       const response = await this.request(path, { ...asked, signal });
+      limit(); // not before: whoever is asked for a token takes the time they need
       const answer = (response.status === 204 ? undefined : await response.json()) as T;
       return { answer, serverMs: Date.parse(response.headers.get("Date") ?? "") };
     } catch (error) {
@@ -92,7 +93,8 @@ export class Http {
   async #send(path: string, asked: Asked, token: string | undefined): Promise<Response> {
     const { method = "GET", headers, body } = asked;
     const startedAt = Date.now();
-    const [signal, done] = limited(this.times.connectMs, asked.signal);
+    const [signal, limit, done] = limited(this.times.connectMs, asked.signal);
+    limit();
     try {
       const response = await this.#fetch(new URL(path, this.#base), {
         method,
@@ -118,9 +120,13 @@ export class Http {
   }
 }
 
-/** A signal that is aborted as `signal` is, and after `ms` unless `done` is called before. */
-function limited(ms: number, signal?: AbortSignal): [AbortSignal, () => void] {
+/** A signal that is aborted as `signal` is, and `ms` after `limit` is called, unless `done` is before. */
+function limited(ms: number, signal?: AbortSignal): [AbortSignal, limit: () => void, done: () => void] {
   const own = new AbortController();
-  const timer = setTimeout(() => own.abort(new Lost(`Nothing came for ${ms / 1_000} s.`, ms)), ms);
-  return [signal ? AbortSignal.any([signal, own.signal]) : own.signal, () => clearTimeout(timer)];
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  return [
+    signal ? AbortSignal.any([signal, own.signal]) : own.signal,
+    () => (timer = setTimeout(() => own.abort(new Lost(`Nothing came for ${ms / 1_000} s.`, ms)), ms)),
+    () => clearTimeout(timer),
+  ];
 }
