@@ -3,6 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
+
+from tapeline import limits
+
+_RETRY: Final = b"retry: %d\n" % limits.RETRY_MS
+_AT_ONCE: Final = b"retry: %0*d\n" % (len(str(limits.RETRY_MS)), 1)  # as long as the other
 
 
 class Line:
@@ -13,7 +19,9 @@ class Line:
     def __init__(self, port: int) -> None:
         self.connections = 0
         self.bytes_first: int | None = None
-        """Of answers, after which the first connection is cut; a hundredth more for each that follows."""
+        """Of answers, after which the first connection is cut; a hundredth more for each that follows. Then the edge's
+        `retry:` is made 1 ms as well: hundreds of cuts cannot wait a second each.
+        """
         self._port = port
         self._open: set[asyncio.StreamWriter] = set()
         self._cut = False
@@ -50,10 +58,11 @@ class Line:
         self._flows.set()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._cut:
-            writer.transport.abort()
-            return
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        if self._cut:  # perhaps only now
+            writer.transport.abort()
+            far_writer.transport.abort()
+            return
         left = None if self.bytes_first is None else int(self.bytes_first * 1.01**self.connections)
         self.connections += 1
         self._open |= {writer, far_writer}
@@ -71,7 +80,7 @@ class Line:
             while left != 0 and (data := await reader.read(65_536 if left is None else left)):
                 if flows:
                     await flows.wait()
-                writer.write(data)
+                writer.write(data if left is None else data.replace(_RETRY, _AT_ONCE))
                 await writer.drain()
                 left = None if left is None else left - len(data)
         writer.close()
