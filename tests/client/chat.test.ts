@@ -185,9 +185,57 @@ test("chat: says that it is lost, goes on trying, and is well again; a refusal w
   await until(chat, () => chat.connection.reason instanceof Refused);
   assert.deepEqual([chat.connection.state, chat.connection.retryAt], ["lost", null]);
   const asked = server.requests.length;
-  await new Promise((resolve) => setTimeout(resolve, 30));
-  assert.equal(server.requests.length, asked, "it leaves the server alone");
+  for (let others = 0; others < 20; others++) await fetch(server.url); // takes far longer than any of its waits
+  assert.equal(server.requests.length, asked + 20, "it leaves the server alone");
   isGone = false;
   chat.refresh();
   await until(chat, () => chat.connection.state === "live" && chat.state.last_event_id === LAST);
+});
+
+test("chat: a fault in what came is said, and waits to be asked", async (context) => {
+  let isBroken = true;
+  const server = await serve(context, (request, response) => {
+    response.setHeader("Connection", "close");
+    if (isEvents(request)) {
+      response.writeHead(200, STREAM).write(`id: ${LAST}\nevent: title\ndata: {"type":"title","run":"-","ts":1,"title":""}\n\n`);
+    } else {
+      const runs = isBroken ? [{ run: "r", steps: [] }] : []; // which says nothing of its message
+      response.end(JSON.stringify({ ...EMPTY, id: "c", last_event_id: 0, runs }));
+    }
+  });
+  const chat = new Tapeline({ url: server.url, times: QUICK }).chat("c");
+  context.after(() => chat.close());
+  await until(chat, () => chat.connection.state === "lost");
+  assert.ok(chat.connection.reason instanceof TypeError && chat.connection.retryAt === null);
+  isBroken = false;
+  chat.refresh();
+  await until(chat, () => chat.connection.state === "live" && chat.state.last_event_id === LAST);
+});
+
+test("a token may take its time: a person looks for it", async (context) => {
+  const server = await serve(context, (request, response) => {
+    if (request.headers.authorization) response.end('{"conversations":[],"next":null}');
+    else refuse(response, 401, { code: "unauthorized" });
+  });
+  const times = { ...QUICK, connectMs: 1_000, silenceMs: 1_000 };
+  const token = async (refused?: string) => {
+    if (refused === undefined) return undefined;
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    return "key";
+  };
+  assert.deepEqual(await new Tapeline({ url: server.url, token, times }).conversations(), { conversations: [], next: null });
+});
+
+test("a tool's clock is not the server's", async (context) => {
+  const far = Date.now() + 1e9;
+  const progress = JSON.stringify({ type: "tool_progress", run: "r", call: "c", tool: "t", ts: far });
+  const server = await serve(context, (request, response) => {
+    response.setHeader("Connection", "close");
+    if (isEvents(request)) response.writeHead(200, STREAM).write(`id: ${LAST}\nevent: tool_progress\ndata: ${progress}\n\n`);
+    else response.end(JSON.stringify({ ...EMPTY, id: "c", last_event_id: 0, runs: [] }));
+  });
+  const chat = new Tapeline({ url: server.url, times: QUICK }).chat("c");
+  context.after(() => chat.close());
+  await until(chat, () => chat.state.last_event_id === LAST);
+  assert.ok(chat.serverNow() < far - 1e8);
 });

@@ -172,29 +172,42 @@ test("heartbeats keep a connection that has nothing to say", async (context) => 
   const server = await serve(context, (request, response) => {
     response.writeHead(200, STREAM).write(": tapeline\n");
     const heart = setInterval(() => response.write(": hb\n"), 50);
-    setTimeout(() => response.end(recordedFor(request)), 1_000);
+    setTimeout(() => response.end(recordedFor(request)), 3_000);
     response.on("close", () => clearInterval(heart));
   });
-  assert.deepEqual(await read(server, { ...QUICK, silenceMs: 500 }), IDS);
+  assert.deepEqual(await read(server, { ...QUICK, silenceMs: 1_500 }), IDS);
   assert.equal(server.requests.length, 1);
 });
 
 test("a reader that takes its time loses nothing, and is not taken for silence", async (context) => {
   const server = await serve(context, (request, response) => void response.writeHead(200, STREAM).end(recordedFor(request)));
   const ids: number[] = [];
-  for await (const { id } of new Tapeline({ url: server.url, times: { ...QUICK, silenceMs: 30 } }).events("c", { run: RUN })) {
+  for await (const { id } of new Tapeline({ url: server.url, times: { ...QUICK, silenceMs: 1_000 } }).events("c", { run: RUN })) {
     ids.push(id);
-    if (ids.length < 4) await new Promise((resolve) => setTimeout(resolve, 60));
+    if (ids.length === 1) await new Promise((resolve) => setTimeout(resolve, 1_500));
   }
   assert.deepEqual(ids, IDS);
   assert.equal(server.requests.length, 1);
 });
 
-test("`retry:` is the least time between connections", async (context) => {
-  const server = await serve(context, first((_, response) => response.writeHead(200, STREAM).end("retry: 400\n\n")));
+test("`retry:` is the least time between connections, however long", async (context) => {
+  const asking = (ms: number) => first((_, response) => response.writeHead(200, STREAM).end(`retry: ${ms}\n\n`));
+  const server = await serve(context, asking(400));
   const startedAt = Date.now();
-  assert.deepEqual(await read(server, { ...QUICK, backoffMaxMs: 1_000 }), IDS);
-  assert.ok(Date.now() - startedAt >= 195, "half of it, as jitter has it");
+  assert.deepEqual(await read(server, QUICK), IDS);
+  assert.ok(Date.now() - startedAt >= 395, "but for what a timer may be early");
+
+  const slow = await serve(context, asking(60_000));
+  const stop = new AbortController();
+  let askedMs = 0;
+  const onConnection = ({ state, retryAt }: Connection) => {
+    if (state !== "waiting") return;
+    askedMs = retryAt! - Date.now();
+    stop.abort();
+  };
+  const reading = idsFrom(new Tapeline({ url: slow.url, times: { ...QUICK, giveUpMs: Infinity } }).events("c", { signal: stop.signal, onConnection }));
+  await assert.rejects(reading, { name: "AbortError" });
+  assert.ok(askedMs > 55_000 && askedMs <= 90_000, `${askedMs}`);
 });
 
 test("204 is the end", async (context) => {

@@ -1,9 +1,10 @@
 // One conversation as it is now: its snapshot, then its events for as long as anybody wants them.
 
 import type { Connection, Opened } from "./follow.ts";
-import { follow } from "./follow.ts";
+import { errorOf, follow } from "./follow.ts";
 import { Presence, watch } from "./presence.ts";
-import { Lost, Refused } from "./refused.ts";
+import { Lost, type Refused } from "./refused.ts";
+import { WRITERS } from "./schema.ts";
 import { EMPTY, type Snapshot, type State, fromSnapshot, reduce } from "./state.ts";
 import type { Times } from "./times.ts";
 
@@ -14,6 +15,9 @@ export interface Asking {
   load(signal: AbortSignal): Promise<{ answer: Snapshot; serverMs: number }>;
   open(cursor: number, signal: AbortSignal): Promise<Opened>;
 }
+
+/** Whose clocks are the server's. */
+const OWN: ReadonlySet<unknown> = new Set(["input", "model"]);
 
 /** Follows until `close()`. The states are never changed in place: the same object is the same state. */
 export class Chat {
@@ -38,7 +42,7 @@ export class Chat {
     return this.#state;
   }
 
-  /** `lost` with a `Refused` is for good, until `refresh`; with a `Lost` it is still tried, now and then. */
+  /** `lost` with a `retryAt` is still tried, now and then; without one it is for good, until `refresh`. */
   get connection(): Connection {
     return this.#connection;
   }
@@ -90,14 +94,15 @@ export class Chat {
       try {
         const following = { times, presence: this.#presence, signal, onConnection, isPatient: true };
         for await (const batch of follow(source, following)) {
-          // The quickest event has the best idea of it.
-          for (const { ts } of batch) if (ts) this.#aheadMs = Math.min(this.#aheadMs, Date.now() - ts);
+          for (const { type, ts } of batch) {
+            // The quickest event has the best idea of it; a tool's worker may have any.
+            if (OWN.has(WRITERS[type])) this.#aheadMs = Math.min(this.#aheadMs, Date.now() - ts);
+          }
           this.#become(batch.reduce(reduce, this.#state));
         }
         if (signal.aborted) return;
       } catch (error) {
-        if (!(error instanceof Refused)) throw error;
-        reason = error;
+        reason = errorOf(error); // what is not a refusal is a fault here or there: it is said, not thrown at nobody
       }
       onConnection({ state: "lost", reason, retryAt: null });
       await new Promise<void>((resolve) => (this.#again = resolve));

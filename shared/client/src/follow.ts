@@ -2,7 +2,7 @@
 
 import { backoffMs } from "./backoff.ts";
 import { pieces } from "./body.ts";
-import type { Presence } from "./presence.ts";
+import type { News, Presence } from "./presence.ts";
 import { Lost, Refused } from "./refused.ts";
 import { type Frame, Malformed, Parser } from "./sse.ts";
 import type { StoredEvent } from "./state.ts";
@@ -50,7 +50,8 @@ export interface Following {
 
 /**
  * The events as they come, those of one piece of the response together. Ends after the last event, where there is no
- * more (204), or once `signal` is aborted. Throws `Refused` where that is final, and `Lost` after `times.giveUpMs`.
+ * more (204), or once `signal` is aborted. Throws `Refused` where that is final, or asks for more patience than is left,
+ * and `Lost` after `times.giveUpMs`.
  */
 export async function* follow(source: Source, following: Following): AsyncGenerator<StoredEvent[], void> {
   const { times, presence, signal, onConnection, isPatient = false } = following;
@@ -58,39 +59,49 @@ export async function* follow(source: Source, following: Following): AsyncGenera
   let retryMs = times.retryMs;
   let failures = 0; // tries in a row without a good connection
   let failingSince: number | null = null;
+  let isLost = false; // it has failed for too long
+  let settling = 0; // tries that do not count, since the network is back
+  let dueAt = 0; // the next try, ms since the epoch
+  let notBefore = 0; // the server has asked for so much patience: only who wants it now passes over that
   let attempt: AbortController | null = null; // of the connection under way
   let readingSince = 0; // when it was last waited for more of it
   let reason: Error | null = null; // what ended the last try
-  let wake: (() => void) | null = null; // ends the wait between two connections
+  let wake: ((isTime: boolean) => void) | null = null; // ends the wait between two connections
   let isUrgent = false; // do not wait before the next try
 
   const say = (state: ConnectionState, reason: Error | null = null, retryAt: number | null = null) => {
     if (!signal.aborted) onConnection({ state, reason, retryAt });
   };
+  /** Whether it was waited to the end. */
   const sleep = (ms: number) =>
-    new Promise<void>((resolve) => {
-      const timer = ms < Infinity ? setTimeout(() => wake?.(), ms) : undefined;
-      wake = () => {
+    new Promise<boolean>((resolve) => {
+      const timer = ms < Infinity ? setTimeout(() => wake?.(true), ms) : undefined;
+      wake = (isTime) => {
         clearTimeout(timer);
         wake = null;
-        resolve();
+        resolve(isTime);
       };
     });
-  const onPresence = (silentMs: number) => {
-    if (presence.isPaused) attempt?.abort(new Lost("Nobody is looking.", 0));
-    else {
+  const onPresence = (news: News) => {
+    if (news === "online") {
       failures = 0;
       failingSince = null;
-      if (wake) wake();
-      else if (attempt && Date.now() - readingSince >= silentMs) {
-        isUrgent = true;
-        attempt.abort(new Lost("The connection may be a dead one.", 0));
-      }
+      settling = SETTLING_TRIES;
+    } else if (news === "asked") {
+      failures = 0;
+      notBefore = 0;
     }
+    if (presence.isPaused) attempt?.abort(new Lost("Nobody is looking.", 0));
+    else if (!attempt) dueAt = 0;
+    else if (news !== "seen" || Date.now() - readingSince >= times.staleMs) {
+      isUrgent = true;
+      attempt.abort(new Lost("The connection may be a dead one.", 0));
+    }
+    wake?.(false);
   };
   const onAbort = () => {
     attempt?.abort(signal.reason);
-    wake?.();
+    wake?.(false);
   };
 
   const forget = presence.subscribe(onPresence);
@@ -98,8 +109,17 @@ export async function* follow(source: Source, following: Following): AsyncGenera
   try {
     while (!signal.aborted) {
       if (presence.isPaused) {
+        const slept = sleep(Infinity);
         say("paused");
-        await sleep(Infinity);
+        await slept;
+        continue;
+      }
+      const readyAt = Math.max(dueAt, notBefore);
+      const waitMs = readyAt - Date.now();
+      if (waitMs > 0) {
+        const slept = sleep(waitMs); // before it is said: whoever hears it may end it
+        say(isLost ? "lost" : presence.isOffline ? "offline" : "waiting", reason, readyAt);
+        if (await slept) dueAt = notBefore = 0; // whatever the clock says by now
         continue;
       }
       const startedAt = (readingSince = Date.now());
@@ -115,6 +135,8 @@ export async function* follow(source: Source, following: Following): AsyncGenera
         checkType(response);
         say("live");
         openedAt = Date.now();
+        isLost = false;
+        settling = 0;
         const parser = new Parser();
         for await (const bytes of pieces(response, attempt, times.silenceMs)) {
           const batch: StoredEvent[] = [];
@@ -149,30 +171,36 @@ export async function* follow(source: Source, following: Following): AsyncGenera
       }
       if (signal.aborted) return;
 
-      let asked = 0;
+      let afterMs = 0;
       if (reason instanceof Refused) {
         if (source.isFinal(reason, cursor)) throw reason;
         if (reason.status === 410) cursor = null;
-        asked = reason.retryAfterMs ?? 0;
+        afterMs = reason.retryAfterMs ?? 0;
       }
+      const now = Date.now();
+      dueAt = 0;
+      notBefore = now + afterMs;
       if (isUrgent || presence.isPaused) {
         isUrgent = false;
         continue;
       }
-      const now = Date.now();
       if (isGood || (openedAt !== null && now - openedAt >= times.steadyMs)) {
         failures = 0;
         failingSince = null;
       }
+      if (settling && !(reason instanceof Refused)) {
+        settling -= 1;
+        dueAt = now + backoffMs(1, times.settleMs, times.settleMs);
+        continue;
+      }
       failures += 1;
       failingSince ??= startedAt;
-      const leftMs = times.giveUpMs - (now - failingSince);
-      if (leftMs <= 0) reason = new Lost("The server could not be reached.", now - failingSince, reason);
-      if (leftMs <= 0 && !isPatient) throw reason;
-      const backoff = presence.isOffline ? times.backoffMaxMs : backoffMs(failures, retryMs, times.backoffMaxMs);
-      const wait = Math.min(Math.max(asked, backoff), isPatient ? Infinity : leftMs); // one last try before giving up
-      say(leftMs <= 0 ? "lost" : presence.isOffline ? "offline" : "waiting", reason, now + wait);
-      await sleep(wait);
+      const leftMs = isPatient ? Infinity : times.giveUpMs - (now - failingSince);
+      isLost = now - failingSince >= times.giveUpMs;
+      if (isLost) reason = new Lost("The server could not be reached.", now - failingSince, reason);
+      if (afterMs > leftMs || (isLost && !isPatient)) throw reason; // or it will have been given up by then
+      const backoff = presence.isOffline ? times.backoffMaxMs : backoffMs(failures, retryMs, times.backoffMaxMs, afterMs);
+      dueAt = now + Math.min(backoff, leftMs); // one last try before giving up
     }
   } finally {
     forget();
@@ -184,6 +212,9 @@ function checkType(response: Response): void {
   const type = response.headers.get("Content-Type") ?? "none";
   if (!/^text\/event-stream\b/i.test(type)) throw new Malformed(`not an event stream but ${type}: some proxy's page?`);
 }
+
+/** Tries soon after the network is back, which may all be too soon. */
+const SETTLING_TRIES = 3;
 
 /** What the edge calls what is stored where that is no event, or not its writer's to write. */
 const ODD = ["undecodable", "misplaced"];
@@ -210,6 +241,6 @@ function parsed(data: string): Record<string, unknown> | null {
   }
 }
 
-function errorOf(thrown: unknown): Error {
+export function errorOf(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown));
 }

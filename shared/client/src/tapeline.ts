@@ -175,7 +175,7 @@ export class Tapeline {
       // A limit that is used up says no to the message: nobody waits for an answer to what nobody has taken.
       isFinal: (refused) => !refused.passes || (!run && refused.status === 429),
     };
-    yield* this.#read(source, { signal, onConnection });
+    yield* this.#read(source, { signal, onConnection }, Infinity);
   }
 
   /** Each event once and in order, as long as the conversation is there; with `run` or `pace` to the end of that. */
@@ -187,7 +187,8 @@ export class Tapeline {
       isLast: (event) => ends(event, run),
       isFinal: (refused) => !refused.passes,
     };
-    yield* this.#read(source, { signal, onConnection });
+    const isEndless = run === undefined && pace === undefined;
+    yield* this.#read(source, { signal, onConnection }, isEndless ? http.times.hiddenMs : Infinity);
   }
 
   /** What is stored, and then the end. Throws `Lost` where it breaks off: go on after the last that came. */
@@ -227,12 +228,16 @@ export class Tapeline {
     });
   }
 
-  async *#read(source: Source, { signal, onConnection = () => {} }: Reading): AsyncGenerator<StoredEvent, void> {
+  /** `hiddenMs`: what has an end may be read to it where nobody looks, and a hidden tab keeps its connection. */
+  async *#read(
+    source: Source,
+    { signal, onConnection = () => {} }: Reading,
+    hiddenMs: number,
+  ): AsyncGenerator<StoredEvent, void> {
     const { times } = this.#http;
     const presence = new Presence();
     const stop = new AbortController();
-    // Whoever reads to the end may do so where nobody looks: a hidden tab keeps this connection.
-    const unwatch = watch(presence, { ...times, hiddenMs: Infinity });
+    const unwatch = watch(presence, { ...times, hiddenMs });
     const following = {
       times,
       presence,

@@ -5,13 +5,15 @@ export interface Times {
   connectMs: number;
   /** Without a byte of a response: the server's heartbeats come every 15 s, so the connection is dead. */
   silenceMs: number;
-  /** Silence that is suspicious once somebody looks again, after a tab or a laptop has slept. */
+  /** Silence that is suspicious once somebody looks again, or a device that has slept for as long is awake. */
   staleMs: number;
-  /** After which a hidden tab's `Chat` gives its connection back: browsers allow six to a host. */
+  /** After which a hidden tab gives the connections back that have no end: browsers allow six to a host. */
   hiddenMs: number;
+  /** Between the first tries when the network is back: a device says so before it works. */
+  settleMs: number;
   /** From the end of a connection to the next, until the server says `retry:`. */
   retryMs: number;
-  /** The longest such wait, unless the server asks for a longer one. */
+  /** The longest to which that is doubled; up to half as long again is left to chance. */
   backoffMaxMs: number;
   /** A connection that lasts so long was a good one, though no event came. */
   steadyMs: number;
@@ -24,6 +26,7 @@ export const TIMES: Times = Object.freeze({
   silenceMs: 40_000,
   staleMs: 20_000,
   hiddenMs: 60_000,
+  settleMs: 250,
   retryMs: 1_000,
   backoffMaxMs: 30_000,
   steadyMs: 5_000,
