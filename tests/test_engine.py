@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +33,7 @@ from tapeline.registry import ToolSpec
 
 from services.edge.conversations import check_waits
 from services.edge.problem import Problem
-from services.inference.conclude import Spoken, answered, ended, issued, settled, spoken
+from services.inference.conclude import Spoken, answered, ended, issued, partial, settled, spoken
 from services.inference.decide import Budget, Claim, End, Issue, Leave, Rest, Settle, Trigger, Wait, decide
 from services.inference.part import Finish
 from services.inference.prompt import Call
@@ -128,8 +128,8 @@ def inference(
                     step = end.run.step
                     said = None
                     if step is not None and step.finish is None:
-                        since = (record.event() for record in log.since(step.event_id))
-                        said = spoken(since, end.run.run, step)
+                        since = (record.event() for record in log.since(end.run.message.event_id))
+                        said = partial(since, end.run.run, step)
                     yield
                     log.append(ended(end, said, now()), state.last_event_id)
                 case Claim() as claim:
@@ -453,6 +453,31 @@ def test_a_step_that_loses_one_worker_after_the_other_ends_its_run_with_an_error
     end = decide(log.facts(), Trigger(2, BUDGET.attempts + 1), 0, BUDGET)
     assert isinstance(end, End)
     assert (end.reason, end.code) == ("error", "attempts_exhausted")
+
+
+@pytest.mark.parametrize("reason", ["error", "stopped"])
+def test_a_run_that_ends_before_its_last_attempt_writes_a_word_keeps_what_was_shown(
+    reason: Literal["error", "stopped"],
+) -> None:
+    log = Log()
+    log.append([(subjects.INPUT, Conversation(run="-", ts=0, owner="o"))], 0)
+    log.append([(subjects.INPUT, Message(run="r", ts=0, content="?"))], 1)
+    words = {1: ["A first ", "answer, "], 2: ["and another"], 3: []}
+    for attempt, texts in words.items():
+        step = Step(run="r", ts=0, step=1, attempt=attempt, worker=f"w{attempt}", trigger=2, delivery=attempt)
+        log.append([(subjects.MODEL, step)], log.last)
+        for text in texts:
+            log.append([(subjects.MODEL_DELTA, Token(run="r", ts=5, step=1, attempt=attempt, text=text))], log.last)
+    run = log.facts().runs["r"]
+    assert run.step is not None
+    said = partial((record.event() for record in log.records), "r", run.step)
+    log.append(ended(End(run, reason, "attempts_exhausted", "no more"), said, 9), log.last)
+    answer = log.facts().runs["r"].steps[0]
+    assert (answer.attempt, answer.text, answer.finish) == (3, "and another", reason)
+    assert violations(log.records) == []
+    forged = log.records[-2].data.replace(b"and another", b"never said")
+    log.records[-2] = log.records[-2]._replace(data=forged)
+    assert any("its text" in one for one in violations(log.records))
 
 
 # Approval

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from msgspec import structs
 from tapeline import limits, subjects
 from tapeline.events import (
     Answer,
@@ -12,6 +13,7 @@ from tapeline.events import (
     Done,
     Error,
     Event,
+    Step,
     Terminal,
     Thinking,
     Token,
@@ -57,6 +59,21 @@ def spoken(events: Iterable[AnyEvent | Unknown], run: str, step: StepState) -> S
         elif isinstance(event, Thinking):
             thinking.append(event.text)
     return Spoken("".join(text), "".join(thinking), count, digest.hexdigest(), first_token_ts)
+
+
+def partial(events: Iterable[AnyEvent | Unknown], run: str, step: StepState) -> Spoken:
+    """What is kept of an open step whose run ends, from the run's events: what its attempt has spoken, or where that is
+    nothing, what people were last shown: of the newest attempt before it that had spoken.
+    """
+    known = list(events)
+    said = spoken(known, run, step)
+    for claim in reversed(known):
+        if said.text or said.thinking:
+            break
+        if isinstance(claim, Step) and (claim.run, claim.step) == (run, step.step) and claim.attempt < step.attempt:
+            before = structs.replace(step, attempt=claim.attempt, text=claim.text, thinking=claim.thinking)
+            said = replace(spoken(known, run, before), deltas=said.deltas, sha256=said.sha256)
+    return said
 
 
 def call_id(run: str, step: int, index: int) -> str:

@@ -16,7 +16,7 @@ from tapeline.replay import load
 from tapeline.tape import Tape
 
 from .attempt import Attempt, Failed
-from .conclude import Entries, ended, issued, settled, spoken
+from .conclude import Entries, ended, issued, partial, settled
 from .decide import Budget, Claim, End, Issue, Leave, Purge, Rest, Settle, Sweep, Trigger, Wait, decide, matters
 from .model import Models
 
@@ -141,8 +141,8 @@ class Engine:
         run, step = end.run, end.run.step
         said = None
         if step is not None and step.finish is None:
-            deltas = await self.tape.read(conversation, step.event_id, until=state.last_event_id)
-            said = spoken((record.event() for record in deltas), run.run, step)
+            records = await self.tape.read(conversation, run.message.event_id, until=state.last_event_id)
+            said = partial((record.event() for record in records), run.run, step)
         entries = ended(end, said, now_ms())
         await self._commit(conversation, state, entries)
         if run.calls:

@@ -55,6 +55,8 @@ class _Run:
     cut_short: bool = False
     text: str = ""
     thinking: str = ""
+    shown: tuple[str, str] = ("", "")
+    """Text and thinking of the newest attempt before this one at the step that has any."""
     deltas: int = 0
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
@@ -134,9 +136,12 @@ def _in_run(runs: dict[str, _Run], seq: int, event: Event, *, complete: bool) ->
                 yield f"claims {newest} after {run.claimed}"
             if run.claimed and event.step != run.claimed[0]:
                 run.text = run.thinking = ""
+                run.shown = ("", "")
             elif complete and not (run.text.startswith(event.text) and run.thinking.startswith(event.thinking)):
                 yield "continues from what was not said"
             run.claimed = newest
+            if run.text or run.thinking:
+                run.shown = (run.text, run.thinking)
             run.text, run.thinking = event.text, event.thinking
             run.deltas, run.digest = 0, hashlib.sha256()
         case Token() | Thinking() | ToolInput():
@@ -192,9 +197,12 @@ def _in_run(runs: dict[str, _Run], seq: int, event: Event, *, complete: bool) ->
 def _content(run: _Run, answer: Answer) -> Iterable[str]:
     if answer.deltas != run.deltas:
         yield f"counts {answer.deltas} deltas; there are {run.deltas}"
-    if answer.text != run.text:
+    text, thinking = run.text, run.thinking
+    if answer.finish in ("error", "stopped") and not (text or thinking):
+        text, thinking = run.shown  # what people were shown is kept, though its attempt was lost
+    if answer.text != text:
         yield "its text is not what its tokens add up to"
-    if answer.thinking != run.thinking:
+    if answer.thinking != thinking:
         yield "its thinking is not what its deltas add up to"
     if answer.sha256 != run.digest.hexdigest():
         yield "its digest is not that of its deltas"
