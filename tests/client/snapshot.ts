@@ -10,15 +10,16 @@ export function toSnapshot({ deleted: _, phase: __, runs, ...about }: State) {
     ...about,
     runs: runs.map(({ phase: _, steps, ...run }) => ({
       ...run,
-      steps: steps.map(({ superseded, calls, ...step }) => ({
-        ...step,
-        text: superseded ? "" : step.text,
-        thinking: superseded ? "" : step.thinking,
-        calls: calls.filter((call) => call.status !== "writing").map(({ input: _, ...call }) => call),
-        inputs: calls
-          .filter((call) => call.status === "writing" && step.finish === null && !superseded)
-          .map(({ call, tool, input }) => ({ call, tool, text: input })),
-      })),
+      steps: steps.map(({ superseded: _, fresh, ...shown }) => {
+        const { calls, ...step } = { ...shown, ...fresh };
+        return {
+          ...step,
+          calls: calls.filter((call) => call.status !== "writing").map(({ input: _, ...call }) => call),
+          inputs: calls
+            .filter((call) => call.status === "writing" && step.finish === null)
+            .map(({ call, tool, input }) => ({ call, tool, text: input })),
+        };
+      }),
     })),
   };
 }

@@ -49,7 +49,7 @@ function without(state: State): State {
   const runs = state.runs.map((run) => ({
     ...run,
     steps: run.steps.map((step) =>
-      step.superseded ? { ...step, text: "", thinking: "", calls: [], superseded: false } : step,
+      step.superseded ? { ...step, ...step.fresh, superseded: false, fresh: null } : step,
     ),
   }));
   return { ...state, runs };
@@ -132,6 +132,54 @@ function entries(table: Record<string, object>): string[] {
 
 const model = (id: number, run: string, fields: object): StoredEvent =>
   ({ id, run, ts: id, step: 1, attempt: 1, ...fields }) as StoredEvent;
+
+test("what a lost attempt wrote stays until its successor has come further, and is replaced once", () => {
+  const LOST = "Two hundred words of an answer. ";
+  const input = { call: "a1", tool: "add", text: "{" };
+  let id = 0;
+  const begun = (...events: object[]): State =>
+    fold(
+      [
+        { type: "message", content: "Go on." },
+        { type: "step", worker: "w", trigger: 1 },
+        ...events,
+        { type: "step", attempt: 2, worker: "v", trigger: 1 },
+      ].map((event) => model(++id, "r", event)),
+    );
+  const after = (state: State, event: object): State => reduce(state, model(++id, "r", { attempt: 2, ...event }));
+  const shown = (state: State) => {
+    const { superseded, text, thinking, calls } = state.runs[0]!.steps[0]!;
+    return [superseded, text, thinking, calls.length];
+  };
+
+  let state = begun({ type: "thinking", text: "Hm." }, { type: "token", text: LOST });
+  assert.deepEqual([state.phase, ...shown(state)], ["waiting", true, LOST, "Hm.", 0]);
+  state = after(state, { type: "thinking", text: "Well, let me see." });
+  let own = "";
+  for (const word of LOST.split(/(?<= )/)) {
+    state = after(state, { type: "token", text: word.toUpperCase() });
+    own += word.toUpperCase();
+    assert.deepEqual([state.phase, ...shown(state)], ["generating", true, LOST, "Hm.", 0]);
+    assert.equal(state.runs[0]!.steps[0]!.fresh?.text, own);
+  }
+  for (const [event, ...as] of [
+    [{ type: "token", text: "And" }, false, `${own}And`, "Well, let me see.", 0],
+    [{ type: "tool_input", ...input }, false, own, "Well, let me see.", 1],
+    [{ type: "answer", finish: "stop", text: "Short." }, false, "Short.", "", 0],
+    [{ type: "tool_call", call: "a1", tool: "add", arguments: {}, deadline: 1 }, false, own, "Well, let me see.", 1],
+    [{ type: "done", reason: "stop" }, false, own, "Well, let me see.", 0],
+    [{ type: "step", attempt: 3, worker: "u", trigger: 1 }, true, LOST, "Hm.", 0],
+  ] as const) {
+    assert.deepEqual(shown(after(state, event)), as, event.type);
+  }
+
+  const thought = begun({ type: "thinking", text: "Hm." });
+  assert.deepEqual(shown(after(thought, { type: "thinking", text: "Hm" })), [true, "", "Hm.", 0]);
+  assert.deepEqual(shown(after(thought, { type: "token", text: "A" })), [false, "A", "", 0]);
+  const called = begun({ type: "tool_input", ...input });
+  assert.deepEqual(shown(after(called, { type: "thinking", text: "Hm. Well." })), [true, "", "", 1]);
+  assert.equal(after(called, { type: "thinking", text: "Hm." }).phase, "generating", "of the lost call nothing counts");
+});
 
 test("a token makes five new objects, however much was said before it", () => {
   let id = 0;

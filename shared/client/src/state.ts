@@ -69,8 +69,12 @@ export interface Step {
   readonly calls: readonly Call[]; // those that were issued; then, not so in a snapshot, those only written so far
   readonly usage: Usage;
   readonly first_token_ms: number | null;
-  readonly superseded: boolean; // not in a snapshot: what it holds is the attempt's before it, until this one writes
+  readonly superseded: boolean; // not in a snapshot: what it holds is a lost attempt's, until its own has as much
+  readonly fresh: Written | null; // not in a snapshot: where `superseded`, what its own attempt has written so far
 }
+
+/** What the model has written of a step. */
+export type Written = Pick<Step, "text" | "thinking" | "calls">;
 
 /** One tool call. */
 export interface Call {
@@ -122,7 +126,7 @@ export type Usage = Readonly<Record<string, number>>;
 /** What `GET /v1/conversations/{id}` answers, as far as a state needs it. */
 export type Snapshot = Omit<State, "runs" | "deleted" | "phase"> & {
   readonly runs: readonly (Omit<Run, "steps" | "phase"> & {
-    readonly steps: readonly (Omit<Step, "calls" | "superseded"> & {
+    readonly steps: readonly (Omit<Step, "calls" | "superseded" | "fresh"> & {
       readonly calls: readonly Omit<Call, "input">[];
       readonly inputs: readonly { readonly call: string; readonly tool: string; readonly text: string }[];
     })[];
@@ -130,7 +134,7 @@ export type Snapshot = Omit<State, "runs" | "deleted" | "phase"> & {
 };
 
 type Of<Type extends StoredEvent["type"]> = Extract<StoredEvent, { type: Type }>;
-type Written = Of<"token"> | Of<"thinking"> | Of<"tool_input"> | Of<"answer">;
+type Writing = Of<"token"> | Of<"thinking"> | Of<"tool_input"> | Of<"answer">;
 
 export const EMPTY: State = Object.freeze({
   id: "",
@@ -163,7 +167,17 @@ const NEW_RUN = {
   phase: "idle",
 } as const;
 
-const NEW_STEP = { finish: null, asked: [], calls: [], usage: {}, first_token_ms: null, superseded: false } as const;
+const NEW_STEP = {
+  finish: null,
+  asked: [],
+  calls: [],
+  usage: {},
+  first_token_ms: null,
+  superseded: false,
+  fresh: null,
+} as const;
+
+const NOTHING: Written = { text: "", thinking: "", calls: [] };
 
 const NEW_CALL = {
   arguments: null,
@@ -377,7 +391,8 @@ function claimed(run: Run, event: Of<"step">): Run {
   if (isTakeover && !text && !thinking) {
     const calls = newest.calls.filter((call) => call.status === "writing");
     const superseded = Boolean(newest.text || newest.thinking || calls.length);
-    step = { ...step, text: newest.text, thinking: newest.thinking, calls, superseded };
+    const fresh = superseded ? NOTHING : null;
+    step = { ...step, text: newest.text, thinking: newest.thinking, calls, superseded, fresh };
   }
   const before = isTakeover ? run.steps.slice(0, -1) : run.steps;
   return { ...run, model: event.model || run.model, steps: [...before, step] };
@@ -429,16 +444,25 @@ function over(run: Run, event: Of<"done"> | Of<"error">): Run {
 }
 
 /** Changes the step that is being written, if the event is of it and of its attempt. */
-function inStep(run: Run, event: Written, change: (step: Step) => Step): Run {
+function inStep(run: Run, event: Writing, change: (step: Step) => Step): Run {
   const step = run.steps.at(-1);
   if (step?.step !== event.step || step.attempt !== event.attempt || step.finish !== null) return run;
-  const next = change(afresh(step));
-  return next === step ? run : withStep(run, next);
+  const own = afresh(step);
+  const next = change(own);
+  if (next === own) return run;
+  if (!step.superseded || event.type === "answer" || isAhead(next, step)) return withStep(run, next);
+  return withStep(run, { ...step, fresh: { text: next.text, thinking: next.thinking, calls: next.calls } });
+}
+
+/** Whether `own` has come further than a lost attempt had: what is shown is replaced once, and does not shrink. */
+function isAhead(own: Written, lost: Written): boolean {
+  if (own.calls.length || own.text.length > lost.text.length) return true;
+  return !lost.text && !lost.calls.length && own.thinking.length > lost.thinking.length;
 }
 
 /** Without what an earlier attempt wrote. */
 function afresh(step: Step): Step {
-  return step.superseded ? { ...step, text: "", thinking: "", calls: [], superseded: false } : step;
+  return step.superseded ? { ...step, ...step.fresh, superseded: false, fresh: null } : step;
 }
 
 function withStep(run: Run, step: Step): Run {

@@ -101,7 +101,7 @@ export const CALL_TRANSITIONS: Table<CallPhase, CallSignal> = {
 /** What `event` means for the run it has just made `run`; null: nothing. */
 export function signalOf(event: TapelineEvent, run: Run): Signal | null {
   const step = run.steps.at(-1);
-  const calls = step?.calls ?? [];
+  const calls = (step?.fresh ?? step)?.calls ?? []; // not those of an attempt that was lost
   switch (event.type) {
     case "step":
       if (event.text || event.thinking) return "text";
