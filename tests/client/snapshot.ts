@@ -3,7 +3,8 @@
 
 import { createInterface } from "node:readline";
 
-import { type State, type StoredEvent, fold } from "../../shared/client/src/state.ts";
+import type { State, StoredEvent } from "../../shared/client/src/conversation.ts";
+import { fold } from "../../shared/client/src/state.ts";
 
 export function toSnapshot({ deleted: _, phase: __, runs, ...about }: State) {
   return {

@@ -4,19 +4,9 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 
-import {
-  type Call,
-  EMPTY,
-  type Run,
-  type Snapshot,
-  type State,
-  type StoredEvent,
-  activeRun,
-  ended,
-  fold,
-  fromSnapshot,
-  reduce,
-} from "../../shared/client/src/state.ts";
+import type { Call, Run, Snapshot, State, StoredEvent } from "../../shared/client/src/conversation.ts";
+import { fromSnapshot } from "../../shared/client/src/snapshot.ts";
+import { EMPTY, activeRun, ended, fold, reduce } from "../../shared/client/src/state.ts";
 import {
   CALL_TRANSITIONS,
   type CallPhase,

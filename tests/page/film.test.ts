@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import { registerHooks } from "node:module";
 import { test } from "node:test";
 import type { Logged } from "../../services/edge/page/src/timeline.ts";
-import { EMPTY, fold, type StoredEvent } from "../../shared/client/src/state.ts";
+import type { StoredEvent } from "../../shared/client/src/conversation.ts";
+import { EMPTY, fold } from "../../shared/client/src/state.ts";
 
 // The client from its sources, as the page is built.
 const client = new URL("../../shared/client/src/index.ts", import.meta.url).href;

@@ -1,11 +1,13 @@
 // One conversation as it is now: its snapshot, then its events for as long as anybody wants them.
 
+import type { Snapshot, State } from "./conversation.ts";
 import type { Connection, Opened } from "./follow.ts";
 import { errorOf, follow } from "./follow.ts";
 import { Presence, watch } from "./presence.ts";
 import { Lost, type Refused } from "./refused.ts";
 import { WRITERS } from "./schema.ts";
-import { EMPTY, type Snapshot, type State, fromSnapshot, reduce } from "./state.ts";
+import { fromSnapshot } from "./snapshot.ts";
+import { EMPTY, reduce } from "./state.ts";
 import type { Times } from "./times.ts";
 
 /** What a chat asks of the server. */

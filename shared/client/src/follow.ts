@@ -5,7 +5,7 @@ import { pieces } from "./body.ts";
 import type { News, Presence } from "./presence.ts";
 import { Lost, Refused } from "./refused.ts";
 import { type Frame, Malformed, Parser } from "./sse.ts";
-import type { StoredEvent } from "./state.ts";
+import type { StoredEvent } from "./conversation.ts";
 import type { Times } from "./times.ts";
 import { isKnown } from "./valid.ts";
 

@@ -1,11 +1,12 @@
 export type * from "./events.ts";
 export type { Chat } from "./chat.ts";
+export type { Call, Failure, Run, Snapshot, State, Step, StoredEvent, Written } from "./conversation.ts";
 export type { Connection, ConnectionState } from "./follow.ts";
 export type { Settings, Token } from "./http.ts";
 export { Lost, type Problem, Refused } from "./refused.ts";
-export type { Call, Failure, Run, Snapshot, State, Step, StoredEvent } from "./state.ts";
 export { DELTAS, WRITERS } from "./schema.ts";
-export { EMPTY, activeRun, ended, fold, fromSnapshot, reduce } from "./state.ts";
+export { fromSnapshot } from "./snapshot.ts";
+export { EMPTY, activeRun, ended, fold, reduce } from "./state.ts";
 export * from "./tapeline.ts";
 export { TIMES, type Times } from "./times.ts";
 export type { CallPhase, CallSignal, Phase, Signal } from "./transitions.ts";

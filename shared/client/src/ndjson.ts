@@ -1,7 +1,7 @@
 // `application/x-ndjson`: what is stored, a line for each event.
 
 import { EVENT_CHARS_MAX, Malformed } from "./sse.ts";
-import type { StoredEvent } from "./state.ts";
+import type { StoredEvent } from "./conversation.ts";
 
 /** The events of these bytes, each as soon as its line is whole. Throws `Malformed` where the last line is not. */
 export async function* lines(bytes: AsyncIterable<Uint8Array>): AsyncGenerator<StoredEvent, void> {

@@ -1,137 +1,12 @@
-// What a conversation is, folded from its events, exactly as the server folds them (shared/tapeline/fold.py). Pure: no
-// clock, no I/O; a state is never changed in place, so whoever draws it tells by identity what is new. Field names are
-// those of the snapshot, `GET /v1/conversations/{id}`; what a reader needs besides says so.
+// What a conversation's events add up to, exactly as the server folds them (shared/tapeline/fold.py). Pure: no clock, no
+// I/O; a state is never changed in place, so whoever draws it tells by identity what is new.
 
-import type * as events from "./events.ts";
-import type { CallPhase, Phase, Signal } from "./transitions.ts";
-import { CALL_TRANSITIONS, TRANSITIONS, callSignalOf, signalOf, signalsOf } from "./transitions.ts";
+import { NEW_CALL, advanced, asked, joined, named, withCall } from "./call.ts";
+import type { Call, Run, State, Step, StoredEvent, Usage, Written } from "./conversation.ts";
 import { DELTAS } from "./schema.ts";
 import { derived } from "./title.ts";
+import { type Phase, type Signal, TRANSITIONS, signalOf } from "./transitions.ts";
 import { isValid } from "./valid.ts";
-
-/**
- * An event as it is on the tape, with its place there: the cursor, which only grows. One of a type that this version
- * does not know comes as well; pass over it.
- */
-export type StoredEvent = events.TapelineEvent & { readonly id: number };
-
-/** A conversation. */
-export interface State {
-  readonly id: string; // empty where it was folded from events, which do not say it
-  readonly title: string; // as given, else made of what was said first
-  readonly owner: string;
-  readonly system: string;
-  readonly model: string;
-  readonly tools: readonly string[] | null;
-  readonly metadata: Readonly<Record<string, unknown>>;
-  readonly created_ts: number | null; // ms since the epoch; null until its first event
-  readonly last_event_id: number; // the newest event folded in
-  readonly runs: readonly Run[];
-  readonly deleted: boolean; // not in a snapshot: who asks for one is told 404
-  readonly phase: Phase; // not in a snapshot: that of the active run, else of the newest
-}
-
-/** A message and all that answers it. */
-export interface Run {
-  readonly run: string;
-  readonly status: "queued" | "active" | "done" | "error";
-  readonly message: Said;
-  readonly replaces: string; // the run whose place it takes; empty: none
-  readonly replaced_by: string; // the newest run in whose favour it no longer counts; empty: none
-  readonly model: string;
-  readonly active_ts: number; // when its turn came, ms since the epoch
-  readonly waited_ms: number; // how long people were waited for, until `waiting_since`
-  readonly waiting_since: number | null; // since when a person is waited for, ms since the epoch
-  readonly steps: readonly Step[];
-  readonly stopped: boolean; // somebody asked for its end
-  readonly reason: string; // why it is done
-  readonly error: Failure | null;
-  readonly usage: Usage;
-  readonly first_token_ms: number | null;
-  readonly duration_ms: number;
-  readonly facts: number;
-  readonly ended_event_id: number | null;
-  readonly phase: Phase; // not in a snapshot
-}
-
-/** One step of the model, by its newest attempt. */
-export interface Step {
-  readonly step: number;
-  readonly attempt: number;
-  readonly event_id: number; // of the claim
-  readonly worker: string;
-  readonly trigger: number;
-  readonly delivery: number;
-  readonly text: string;
-  readonly thinking: string;
-  readonly finish: string | null; // null while the model is still writing it
-  readonly asked: readonly events.AnswerCall[];
-  readonly calls: readonly Call[]; // those that were issued; then, not so in a snapshot, those only written so far
-  readonly usage: Usage;
-  readonly first_token_ms: number | null;
-  readonly superseded: boolean; // not in a snapshot: what it holds is a lost attempt's, until its own has as much
-  readonly fresh: Written | null; // not in a snapshot: where `superseded`, what its own attempt has written so far
-}
-
-/** What the model has written of a step. */
-export type Written = Pick<Step, "text" | "thinking" | "calls">;
-
-/** One tool call. */
-export interface Call {
-  readonly call: string;
-  readonly tool: string;
-  readonly arguments: unknown;
-  readonly input: string; // not in a snapshot's calls but its `inputs`: the arguments so far, while the model writes
-  readonly deadline: number; // ms since the epoch; of the decision while it waits, then of the call
-  readonly needs_approval: boolean;
-  readonly timeout_ms: number;
-  readonly approved: boolean | null;
-  readonly decided_by: string;
-  readonly reason: string; // as whoever decided gave it
-  readonly status: CallPhase; // its phase; `writing` is not in a snapshot
-  readonly issued_ts: number | null; // when workers could take it, ms since the epoch
-  readonly worker: string;
-  readonly attempt: number;
-  readonly delivery: number;
-  readonly idempotent: boolean; // whether what its worker has begun may be run again
-  readonly event_id: number; // of the worker's claim
-  readonly started_ts: number | null;
-  readonly progress: { readonly fraction: number | null; readonly message: string } | null;
-  readonly output: string; // what it has put out while it runs; its result takes the place of this
-  readonly outcome: events.ToolResult["outcome"] | null;
-  readonly is_error: boolean;
-  readonly content: unknown;
-  readonly stored: events.Stored | null; // it is too large for the event: its size, and how it begins
-  readonly message: string;
-  readonly duration_ms: number;
-}
-
-/** What the user said. */
-export interface Said {
-  readonly content: string;
-  readonly by: string;
-  readonly ts: number;
-  readonly event_id: number;
-}
-
-/** Why a run failed. */
-export interface Failure {
-  readonly code: string;
-  readonly message: string;
-  readonly retryable: boolean;
-}
-
-export type Usage = Readonly<Record<string, number>>;
-
-/** What `GET /v1/conversations/{id}` answers, as far as a state needs it. */
-export type Snapshot = Omit<State, "runs" | "deleted" | "phase"> & {
-  readonly runs: readonly (Omit<Run, "steps" | "phase"> & {
-    readonly steps: readonly (Omit<Step, "calls" | "superseded" | "fresh"> & {
-      readonly calls: readonly Omit<Call, "input">[];
-      readonly inputs: readonly { readonly call: string; readonly tool: string; readonly text: string }[];
-    })[];
-  })[];
-};
 
 type Of<Type extends StoredEvent["type"]> = Extract<StoredEvent, { type: Type }>;
 type Writing = Of<"token"> | Of<"thinking"> | Of<"tool_input"> | Of<"answer">;
@@ -151,7 +26,7 @@ export const EMPTY: State = Object.freeze({
   phase: "idle",
 });
 
-const NEW_RUN = {
+export const NEW_RUN = {
   replaces: "",
   replaced_by: "",
   waited_ms: 0,
@@ -167,7 +42,7 @@ const NEW_RUN = {
   phase: "idle",
 } as const;
 
-const NEW_STEP = {
+export const NEW_STEP = {
   finish: null,
   asked: [],
   calls: [],
@@ -178,33 +53,6 @@ const NEW_STEP = {
 } as const;
 
 const NOTHING: Written = { text: "", thinking: "", calls: [] };
-
-const NEW_CALL = {
-  arguments: null,
-  input: "",
-  deadline: 0,
-  needs_approval: false,
-  timeout_ms: 0,
-  approved: null,
-  decided_by: "",
-  reason: "",
-  status: "writing",
-  issued_ts: null,
-  worker: "",
-  attempt: 0,
-  delivery: 0,
-  idempotent: false,
-  event_id: 0,
-  started_ts: null,
-  progress: null,
-  output: "",
-  outcome: null,
-  is_error: false,
-  content: null,
-  stored: null,
-  message: "",
-  duration_ms: 0,
-} as const;
 
 /**
  * The state after `event`. One that was applied already changes nothing; one of an unknown type, or not what its type
@@ -222,22 +70,6 @@ export function fold(events: Iterable<StoredEvent>, state: State = EMPTY): State
   return state;
 }
 
-/** The state that a snapshot describes. */
-export function fromSnapshot(snapshot: Snapshot): State {
-  const { id, title, owner, system, model, tools, metadata, created_ts, last_event_id } = snapshot;
-  const runs = snapshot.runs.map((shown) => {
-    const steps = shown.steps.map(({ inputs, ...step }) => {
-      const calls = step.calls.map((call) => ({ ...NEW_CALL, ...call }));
-      const written = inputs.map(({ call, tool, text }) => ({ ...NEW_CALL, call, tool, input: text }));
-      return { ...NEW_STEP, ...step, calls: joined(calls, [...written, ...step.asked.map(asked)]) };
-    });
-    const run: Run = { ...NEW_RUN, ...shown, steps };
-    return [...signalsOf(run)].reduce(moved, run);
-  });
-  const state = { id, title, owner, system, model, tools, metadata, created_ts, last_event_id, runs };
-  return { ...EMPTY, ...state, phase: phaseOf({ runs, deleted: false }) };
-}
-
 /** The run whose turn it is: the first that has not ended. */
 export function activeRun({ runs, deleted }: Pick<State, "runs" | "deleted">): Run | undefined {
   return deleted ? undefined : runs.find((run) => !ended(run));
@@ -248,7 +80,7 @@ export function ended(run: Run): boolean {
   return run.ended_event_id !== null;
 }
 
-function phaseOf(state: Pick<State, "runs" | "deleted">): Phase {
+export function phaseOf(state: Pick<State, "runs" | "deleted">): Phase {
   return (activeRun(state) ?? state.runs.at(-1))?.phase ?? "idle";
 }
 
@@ -309,7 +141,7 @@ function turned(state: State, ts: number): State {
   return { ...state, runs: state.runs.with(state.runs.indexOf(next), turn) };
 }
 
-function moved(run: Run, signal: Signal | null): Run {
+export function moved(run: Run, signal: Signal | null): Run {
   const phase = (signal && TRANSITIONS[run.phase][signal]) ?? run.phase;
   return phase === run.phase ? run : { ...run, phase };
 }
@@ -487,38 +319,6 @@ function issuedIn(run: Run, id: string): [Step, Call] | undefined {
     if (call) return [step, call];
   }
   return undefined;
-}
-
-/** The call with this change, in the phase that the event leads to; as it is where its phase has no entry. */
-function advanced(call: Call, event: StoredEvent, change: Partial<Call>): Call {
-  const signal = callSignalOf(event, call);
-  const status = signal && CALL_TRANSITIONS[call.status][signal];
-  return status ? { ...call, ...change, status } : call;
-}
-
-function withCall(step: Step, call: Call): Step {
-  const others = step.calls.filter((one) => one.call !== call.call);
-  if (call.status === "writing" && others.length < step.calls.length) {
-    return { ...step, calls: step.calls.map((one) => (one.call === call.call ? call : one)) };
-  }
-  const issued = others.filter((one) => one.status !== "writing");
-  const written = others.filter((one) => one.status === "writing");
-  return { ...step, calls: call.status === "writing" ? [...others, call] : [...issued, call, ...written] };
-}
-
-/** Those that were issued, then those that were not; of each id one. */
-function joined(issued: readonly Call[], written: readonly Call[]): Call[] {
-  const calls = new Map<string, Call>();
-  for (const call of [...issued, ...written]) if (!calls.has(call.call)) calls.set(call.call, call);
-  return [...calls.values()];
-}
-
-function asked({ call, tool, arguments: given }: events.AnswerCall): Call {
-  return { ...NEW_CALL, call, tool, arguments: given };
-}
-
-function named({ call, tool }: { call: string; tool: string }): { call: string; tool: string } {
-  return { call, tool };
 }
 
 function added(one: Usage, other: Usage): Usage {

@@ -2,13 +2,13 @@
 
 import { pieces } from "./body.ts";
 import { Chat } from "./chat.ts";
+import type { Snapshot, StoredEvent } from "./conversation.ts";
 import type { Done, Error as RunError } from "./events.ts";
 import { type Connection, type Source, follow } from "./follow.ts";
 import { Http, type Settings } from "./http.ts";
 import { lines } from "./ndjson.ts";
 import { Presence, watch } from "./presence.ts";
 import { Lost, Refused } from "./refused.ts";
-import type { Snapshot, StoredEvent } from "./state.ts";
 
 /** What a new conversation may be made of; all of it may be left out. */
 export interface NewConversation {
@@ -289,8 +289,8 @@ function query(given: Query): string {
   return known.length ? `?${new URLSearchParams(known)}` : "";
 }
 
-/** 128 random bits: `crypto.randomUUID` is for pages from a secure origin only. */
-function newKey(): string {
+/** A key or an id that nobody else has, 128 random bits: `crypto.randomUUID` is for pages from a secure origin only. */
+export function newKey(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

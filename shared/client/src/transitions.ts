@@ -2,7 +2,7 @@
 // them, and nothing else. docs/client-states.md draws them. Pure.
 
 import type { TapelineEvent } from "./events.ts";
-import type { Call, Run } from "./state.ts";
+import type { Call, Run } from "./conversation.ts";
 
 /** What a run is doing. */
 export type Phase = (typeof PHASES)[number];
