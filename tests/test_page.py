@@ -505,7 +505,7 @@ async def test_a_connection_dropped_again_and_again_is_quiet_about_it(page: Page
         await expect(page.locator("#connection")).to_be_hidden()
         seen = await page.evaluate("window.seen")
         assert seen["losses"] == 5
-        assert all(ms > 900 for ms in seen["saidAfterMs"]), "a short loss is nobody's business"
+        assert all(ms > 2_400 for ms in seen["saidAfterMs"]), "a short loss is nobody's business"
         await answered(page)
         assert await words_shown(page) == list(range(1, WORDS + 1))
         await assert_as_on_the_tape(page)

@@ -4,7 +4,7 @@ import { type Connection, Refused } from "@tapeline/client";
 
 import { find, h, setText } from "./dom.ts";
 
-const QUIET_MS = 1_000; // a shorter loss is nobody's business
+const QUIET_MS = 2_500; // a shorter loss is nobody's business: the server asks for a wait of a second
 
 /** Returns how to show a connection; null: there is none. `tryNow` is what the person can do about one that is lost. */
 export function connectionLine(tryNow: () => void): (connection: Connection | null) => void {
