@@ -34,7 +34,8 @@ RUN node services/edge/page/build.mjs
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
 RUN useradd --system --uid 10001 --no-create-home --home-dir /nonexistent tapeline
-ENV PATH=/opt/tapeline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# HOME is for MCP servers, which are given it and may want to write there.
+ENV PATH=/opt/tapeline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 WORKDIR /app
 
 # Put your module into /app and name it: docker run … my_tools, or CMD ["my_tools"] in an image made from this one.
