@@ -18,7 +18,8 @@ import pytest
 from tapeline import limits, subjects
 from tapeline.clock import now_ms
 from tapeline.connection import api
-from tapeline.events import Stop, ToolProgress, ToolStarted
+from tapeline.events import AnswerCall, Stop, ToolProgress, ToolStarted
+from tapeline.fold import CallState, MessageState, RunState, State, StepState
 from tapeline.registry import Registry
 from tapeline.settings import ConfigError
 from tapeline.tape import Tape
@@ -30,6 +31,8 @@ from tapeline.tools.mcp_tool import content, tool_name, tools
 from tapeline.tools.servers import ServerConfig, parse
 from tapeline.tools.testing import call_tool
 
+from services.inference.history import prompt_of
+from services.inference.prompt import ResultTurn
 from tests.mcp_server import Web
 from tests.stack import ROOT, free_port, until, wait_until
 from tests.test_clients import node
@@ -306,6 +309,26 @@ def test_results_are_structured_or_text_or_blocks() -> None:
         {"type": "text", "text": "a"},
         {"type": "image", "data": "eA==", "mimeType": "image/png"},
     ]
+
+
+def test_the_model_is_told_of_an_image_without_its_base64() -> None:
+    known = {"type": "text", "text": "a chart"}, {"type": "image", "mimeType": "image/png"}, {"type": "resource"}
+    long = "iVBORw0KGgo" * 20_000
+    text, image, blob = known[0], known[1] | {"data": long}, known[2] | {"resource": {"uri": "u", "blob": long}}
+    content = [text, image, blob]
+    call = CallState(call="c", tool="t", arguments={}, deadline=1, status="done", outcome="ok", content=content)
+    asked = [AnswerCall(call="c", tool="t", arguments={})]
+    step = StepState(step=1, attempt=1, event_id=3, finish="tool_calls", asked=asked, calls=[call])
+    run = RunState(run="r", status="active", message=MessageState(content="go", by="", ts=0, event_id=2), steps=[step])
+    told = prompt_of(State(runs={"r": run}), run, "demo", []).turns[-1]
+    assert isinstance(told, ResultTurn)
+    note = f"({len(long)} characters, which are not shown to you)"
+    assert json.loads(told.content) == [
+        text,
+        known[1] | {"data": note},
+        known[2] | {"resource": {"uri": "u", "blob": note}},
+    ]
+    assert call.content[1]["data"] == long, "the reader has it"
 
 
 # Servers in trouble

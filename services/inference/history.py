@@ -45,10 +45,26 @@ def _result(asked: AnswerCall, call: CallState | None) -> ResultTurn:
     elif stored := call.stored:
         content = f"{stored.preview}\n\n[The result has {stored.bytes} bytes. This is only its beginning.]"
     else:
-        content = call.content if isinstance(call.content, str) else _json(call.content)
+        content = call.content if isinstance(call.content, str) else _json(_readable(call.content))
     if call is not None and call.arguments != asked.arguments:
         content = f"The user approved this call with other arguments: {_json(call.arguments)}\n{content}"
     return ResultTurn(asked.call, asked.tool, content, is_error=call is None or call.status != "done" or call.is_error)
+
+
+def _readable(content: Any) -> Any:
+    """A list of content blocks, as MCP servers return them, without the base64 in it: no model can read that, and an
+    image of 300 kB is as long as a whole book.
+    """
+    return [_told(block) for block in content] if isinstance(content, list) else content
+
+
+def _told(block: Any) -> Any:
+    match block:
+        case {"type": "image" | "audio", "data": str(data)}:
+            return block | {"data": f"({len(data)} characters, which are not shown to you)"}
+        case {"type": "resource", "resource": {"blob": str(blob)} as resource}:
+            return block | {"resource": resource | {"blob": f"({len(blob)} characters, which are not shown to you)"}}
+    return block
 
 
 def _json(content: Any) -> str:
