@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,19 +19,19 @@ import httpx
 import jsonschema
 import pytest
 import yaml
-from tapeline import limits
 
 from tests.stack import ROOT, wait_until
 from tests.system import System
 from tests.test_compose import specification
 
 GUIDE: Final = ROOT / "docs" / "first-worker.md"
-BLOCK_S: Final = 120.0  # one block of commands: making a venv, installing into it
+BLOCK_S: Final = 300.0  # one block of commands: making a venv, installing into it
 SAID_S: Final = 30.0
 ASKED_EVERY_S: Final = 0.2
 SERVED_LEAST: Final = 20
+PARCEL: Final = ("parcel_price", "What does a parcel cost?")
 
-pytestmark = pytest.mark.timeout(300)  # two venvs are installed
+pytestmark = pytest.mark.timeout(900)  # two venvs are installed, from wherever packages come
 
 
 class Block(NamedTuple):
@@ -111,16 +110,9 @@ class Others:
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=30) as client:
             while not self._done.wait(ASKED_EVERY_S):
-                conversation = client.post("/v1/conversations", json={"tools": ["calculate"]}).json()["id"]
-                answer = client.post(
-                    f"/v1/conversations/{conversation}/messages",
-                    json={"content": "calculate 2 + 3"},
-                    headers={"Accept": "text/event-stream"},
-                )
-                results = [
-                    json.loads(data) for data in re.findall(r"^data: (.*tool_result.*)$", answer.text, re.MULTILINE)
-                ]
-                self.outcomes += [f"{result['outcome']} {result.get('content')}" for result in results] or [answer.text]
+                answer = asked(client, "calculate", "calculate 2 + 3")
+                results = [json.loads(data) for data in re.findall(r"^data: (.*tool_result.*)$", answer, re.MULTILINE)]
+                self.outcomes += [f"{result['outcome']} {result.get('content')}" for result in results] or [answer]
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -130,6 +122,13 @@ class Others:
         finally:
             self._done.set()
             self._thread.join()
+
+
+def asked(client: httpx.Client, tool: str, content: str) -> str:
+    """The answer in a conversation of its own, in which that tool may be used, as it streams."""
+    conversation = client.post("/v1/conversations", json={"tools": [tool]}).json()["id"]
+    headers = {"Accept": "text/event-stream"}
+    return client.post(f"/v1/conversations/{conversation}/messages", json={"content": content}, headers=headers).text
 
 
 def package(folder: Path) -> None:
@@ -205,6 +204,11 @@ def test_a_worker_of_somebody_else_joins_is_upgraded_and_leaves(tmp_path: Path) 
         with others.asking():
             for block in blocks(GUIDE.read_text()):
                 follow(block, terminal, repository, system)
+        terminal.enter('echo "id=$id"')
+        id_ = terminal.said.partition("=")[2].split()[0]
+        runs = httpx.get(f"{system.url}/v1/conversations/{id_}").json()["runs"]
+        workers = [call["worker"] for run in runs for step in run["steps"] for call in step["calls"]]
+        assert len(workers) == len(set(workers)) == 2, "the second answer is the new version's"
         assert set(others.outcomes) == {"ok 5"}, "the other pool serves on"
         assert len(others.outcomes) >= SERVED_LEAST
     finally:
@@ -219,7 +223,8 @@ def follow(block: Block, terminal: Terminal, repository: Path, system: System) -
     elif block.language == "text":
         wait_until(f"{block.text} in {terminal.said}", lambda: block.text.strip() in terminal.said, SAID_S)
         if "tools ready" in block.text:
-            time.sleep(limits.REGISTRY_CACHE_S)  # by then inference has looked, however lately it had
+            with httpx.Client(base_url=system.url, timeout=30) as client:
+                wait_until("the model is offered it", lambda: '"tool_call"' in asked(client, *PARCEL), SAID_S)
     else:
         assert block.file, f"a file without a name: {block.text}"
         (repository / block.file).write_text(block.text)
