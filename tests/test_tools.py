@@ -94,24 +94,24 @@ async def test_a_failing_tool_is_a_result_and_its_secrets_stay_in_the_log(tape: 
 async def test_progress_is_told_while_the_tool_runs(tape: Tape, workers: Start) -> None:
     await workers()
     asked = Asked(tape)
-    (call,) = await asked.call("count", {"to": 50, "pause_s": 0.02})
+    (call,) = await asked.call("count", {"to": 20, "pause_s": 0.1})
     result = await asked.result(call)
-    assert (result.outcome, result.content) == ("ok", 50)
+    assert (result.outcome, result.content) == ("ok", 20)
     told = await asked.of(ToolProgress, call)
     fractions = [event.fraction for event in told]
     assert fractions == sorted(fractions)
     assert 2 <= len(told) <= result.duration_ms / 1000 / limits.PROGRESS_INTERVAL_S + 2, (
         "the newest, now and then, and at the end"
     )
-    assert told[0].message == "1 of 50"
+    assert told[0].message == "1 of 20"
 
 
 async def test_output_streams_in_order_and_is_whole_before_the_result(tape: Tape, workers: Start) -> None:
     await workers()
     slow, fast = Asked(tape), Asked(tape)
-    (call,) = await slow.call("recite-aloud", {"lines": 100, "pause_s": 0.01})
+    (call,) = await slow.call("recite-aloud", {"lines": 30, "pause_s": 0.1})
     (other,) = await fast.call("recite-aloud", {"lines": 12_000, "pause_s": 0})
-    for asked, one, lines in ((slow, call, 100), (fast, other, 12_000)):
+    for asked, one, lines in ((slow, call, 30), (fast, other, 12_000)):
         result = await asked.result(one)
         assert (result.outcome, result.content) == ("ok", "".join(f"line {number}\n" for number in range(lines)))
         assert (await asked.events())[-1] == result, "nothing comes after it"
