@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from typing import Any
 
@@ -239,6 +240,18 @@ async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, w
     assert {"1", "2"} == set(versions)
     print(f"{len(versions)} calls, {versions.count('2')} by the new version, {first_ms - ended_ms} ms after the old")
     assert first_ms - ended_ms < limits.REGISTRY_REFRESH_S * 1_000, "it was told, and did not find out"
+
+
+@pytest.mark.timeout(120)
+async def test_the_new_version_takes_over_from_a_killed_worker_once_its_offer_has_expired(
+    tape: Tape, workers: Start
+) -> None:
+    old = await workers("tests.greeter")
+    await workers("tests.greeter", env={"GREETER": "2"})
+    await old.end(signal.SIGKILL)
+    asked = Asked(tape)
+    (call,) = await asked.call("greet", {"name": "Ann"}, timeout_s=90)
+    assert (await asked.result(call, limits.REGISTRY_TTL_S + WAIT_S)).content == ["2", "Hi Ann"]
 
 
 async def is_gone(pid: int) -> bool:
