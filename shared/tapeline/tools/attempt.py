@@ -4,9 +4,9 @@ Everything that is written goes through `append`: whoever comes first counts, an
 """
 
 import asyncio
+import enum
 import logging
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from typing import Final
 
@@ -35,6 +35,15 @@ _tracer = trace.get_tracer("tapeline")
 _meter = metrics.get_meter("tapeline")
 _duration: Final = _meter.create_histogram("gen_ai.execute_tool.duration", "s", "From a call's claim to its result")
 _queued: Final = _meter.create_histogram("tapeline.tool.queue_time", "s", "From a tool_call to its claim")
+
+
+class _End(enum.Enum):
+    """What an event ends for the worker of a call."""
+
+    WORK = enum.auto()
+    """Its right to begin, or to say how far it is, its run being stopped or over. The result may be written yet."""
+    CALL = enum.auto()
+    """Its right to write anything: somebody else has claimed the call, or its result is there."""
 
 
 class Attempt:
@@ -100,7 +109,7 @@ class Attempt:
 
     async def _run(self, decided_on: int, action: Run) -> bool:
         """Claims the call, runs the tool and writes the result. False: it was cut or lost, and may be run again."""
-        chain = Chain(self.tape, self.conversation, decided_on, ends=_ends_work(self.call))
+        chain = Chain(self.tape, self.conversation, decided_on, ends=lambda record: self._end(record) is not None)
         claim = ToolStarted(
             run=self.call.run,
             ts=now_ms(),
@@ -176,7 +185,9 @@ class Attempt:
                 log.exception("call %s: its result cannot be stored", self.call.call)
                 result = Result("error", message=f"the tool {self.tool.name} returned what cannot be stored: {refused}")
         # Not the end of its work: a result may come after its run's, for the audit.
-        chain = Chain(self.tape, self.conversation, after, ends=_ends(self.call, mine=self.worker))
+        chain = Chain(
+            self.tape, self.conversation, after, ends=lambda record: self._end(record, self.worker) is _End.CALL
+        )
         event = ToolResult(
             run=self.call.run,
             ts=now_ms(),
@@ -234,14 +245,13 @@ class Attempt:
     async def _watch(self, after: int, context: Context) -> None:
         """Tells the tool when its run was stopped or has ended, its call taken from this worker, or the conversation
         deleted."""
-        ends = _ends(self.call, mine=self.worker)
         while not context.stopped:
             try:
                 async with aclosing(follow(self.tape, self.conversation, after)) as pages:
                     async for page in pages:
                         for record in page:
                             after = record.seq
-                            if _ends_run(record, self.call) or ends(record):
+                            if self._end(record, self.worker):
                                 context.stopped.set()
                                 return
             except Gone:
@@ -250,29 +260,13 @@ class Attempt:
                 log.warning("call %s: a stop would not be seen: %s", self.call.call, error)
                 await asyncio.sleep(limits.READ_RETRY_S)
 
-
-def _ends(call: ToolCall, mine: str = "") -> Callable[[Record], bool]:
-    """Whether an event ends a worker's right to write about this call: its result, or a claim not by `mine`."""
-
-    def ends(record: Record) -> bool:
+    def _end(self, record: Record, mine: str = "") -> _End | None:
+        """What somebody's event ends, if anything. A claim by `mine` ends nothing."""
         if not record.is_fact:
-            return False
+            return None
         event = record.event()
-        if isinstance(event, ToolStarted):
-            return event.call == call.call and event.worker != mine
-        return isinstance(event, ToolResult) and event.call == call.call
-
-    return ends
-
-
-def _ends_work(call: ToolCall) -> Callable[[Record], bool]:
-    """Whether an event ends a worker's right to begin this call, or to say how far it is."""
-    ends = _ends(call)
-    return lambda record: ends(record) or _ends_run(record, call)
-
-
-def _ends_run(record: Record, call: ToolCall) -> bool:
-    if not record.is_fact:
-        return False
-    event = record.event()
-    return isinstance(event, Stop | Done | Error) and event.run == call.run
+        if isinstance(event, Stop | Done | Error):
+            return _End.WORK if event.run == self.call.run else None
+        if isinstance(event, ToolStarted | ToolResult) and event.call == self.call.call:
+            return None if isinstance(event, ToolStarted) and event.worker == mine else _End.CALL
+        return None
