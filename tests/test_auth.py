@@ -26,6 +26,7 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import async_playwright, expect
 from tapeline import events, limits, subjects
 from tapeline.record import Entry
+from tapeline.settings import ConfigError
 from tapeline.tape import Tape
 
 from services.edge import jwks
@@ -34,7 +35,7 @@ from services.edge.problem import Problem
 from services.edge.ticket import Tickets
 from tests.browser import CHROMIUM_FLAGS, chromium
 from tests.client import SSE, Client, at_once, log_of, problem, types
-from tests.stack import POLL_S, Stack
+from tests.stack import POLL_S, Stack, until
 from tests.test_page import ANSWER_MS
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"
@@ -43,7 +44,6 @@ ISSUER: Final = "https://login.example"
 ANNS: Final = "key-of-ann-1"
 ORIGIN: Final = "https://chat.example:8443"
 LIFE_S: Final = 3.0  # of a token that is to expire in the course of a test
-AT_ONCE_S: Final = 1.0
 SETTLED_S: Final = 15.0
 RSA: Final = rsa.generate_private_key(65537, 2048)
 OTHER_RSA: Final = rsa.generate_private_key(65537, 2048)
@@ -399,13 +399,11 @@ async def test_a_provider_that_hangs_holds_up_nobody_whose_key_is_known(learning
                     problem(waiting.result(), 401, "unauthorized")
                     waiting = asyncio.create_task(unknown.http.get("/v1/conversations/c"))
                 await asyncio.sleep(POLL_S)
-        began = time.monotonic()
         await known.create()
         assert (await known.http.get("/healthz")).status_code == 200
-        assert not waiting.done()
-        assert time.monotonic() - began < AT_ONCE_S
-        problem(await waiting, 401, "unauthorized")
-        assert time.monotonic() - began < limits.JWKS_TIMEOUT_S + AT_ONCE_S
+        assert not waiting.done(), "whose key is known has waited until the provider was given up"
+        async with asyncio.timeout(limits.JWKS_TIMEOUT_S + SETTLED_S):
+            problem(await waiting, 401, "unauthorized")
 
 
 NONSENSE: Final = {
@@ -441,8 +439,7 @@ async def test_a_redirection_is_not_followed(provider: Provider, at_will: None) 
 
 async def test_a_provider_that_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, and the whole never does."""
-    monkeypatch.setattr(limits, "JWKS_TIMEOUT_S", 0.5)
-
+    monkeypatch.setattr(limits, "JWKS_TIMEOUT_S", 2.0)  # a client's first TLS context takes a part of it
     hung_up = asyncio.Event()
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -458,14 +455,38 @@ async def test_a_provider_that_drips_is_given_up_in_time(monkeypatch: pytest.Mon
         hung_up.set()
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
-    began = time.monotonic()
-    with pytest.raises(Problem):
-        await jwks.KeySet(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/").key("a", "RS256")
-    assert time.monotonic() - began < 0.5 + AT_ONCE_S
+    async with asyncio.timeout(SETTLED_S):  # the whole would take 50 s
+        with pytest.raises(Problem):
+            await jwks.KeySet(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/").key("a", "RS256")
     async with asyncio.timeout(SETTLED_S):
         await hung_up.wait()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://a:x/", "https://a:99999/", "https://a:0/", "https:///jwks", "http://[::1/", "http://a/", "ftp://a/"],
+)
+def test_what_is_no_address_of_keys_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ConfigError, match="TAPELINE_JWKS_URL must be"):
+        jwks.KeySet(url)
+
+
+async def test_whatever_goes_wrong_the_keys_are_asked_for_again(
+    provider: Provider, at_will: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that ended would say so to nobody, and a key that was withdrawn be taken for ever."""
+    monkeypatch.setattr(limits, "JWKS_REFRESH_S", 0.01)
+    keys = jwks.KeySet(provider.url)
+    keys._url = "https://\x01/"
+    keeping = asyncio.create_task(keys.keep())
+    with pytest.raises(Problem):
+        await keys.key("rsa-1", "RS256")
+    keys._url = provider.url
+    await until("it is asked again", lambda: provider.asked > 0)
+    assert not keeping.done()
+    keeping.cancel()
 
 
 UNUSABLE: Final = {
@@ -498,15 +519,28 @@ def expiring() -> str:
     return hs256(exp=int(time.time() - limits.TOKEN_LEEWAY_S + LIFE_S) + 1)
 
 
+def is_over(token: str) -> bool:
+    """Whether an edge of this machine may take it no longer."""
+    claims = jwt.decode(token, options={"verify_signature": False})
+    return time.time() >= float(claims["exp"]) + limits.TOKEN_LEEWAY_S
+
+
 async def test_a_quiet_stream_ends_when_its_token_expires(shared: str) -> None:
-    async with Client(shared, hs256()) as bob, Client(shared, expiring()) as briefly:
+    token = expiring()
+    async with Client(shared, hs256()) as bob, Client(shared, token) as briefly:
         conversation = await bob.create()
-        began = time.monotonic()
         async with briefly.events(conversation) as stream, bob.events(conversation) as lasting:
-            assert types(await stream.rest()) == ["conversation"]
+            reading = asyncio.create_task(stream.rest())
+            beats = late = 0
+            while not reading.done():
+                beats += 1
+                late += is_over(token)
+                await lasting.heartbeats(beats)
+            assert types(await reading) == ["conversation"]
             assert stream.ended
-            assert LIFE_S - 0.5 < time.monotonic() - began < LIFE_S + 2 + AT_ONCE_S  # a whole second, and a heartbeat
-            await lasting.heartbeats(int(LIFE_S) + 1)
+            assert is_over(token)
+            assert late <= 3, "it went on for heartbeats after its end"
+            await lasting.heartbeats(beats + 1)
         problem(await briefly.get_events(conversation, "1"), 401, "unauthorized")
 
 
@@ -637,13 +671,13 @@ async def test_a_ticket_for_a_strangers_conversation_is_not_made(shared: str) ->
 
 
 async def test_a_stream_by_ticket_ends_with_the_token_it_was_made_with(shared: str) -> None:
-    async with Client(shared, expiring()) as briefly, Client(shared) as bare:
+    token = expiring()
+    async with Client(shared, token) as briefly, Client(shared) as bare:
         conversation = await briefly.create()
         ticket = await ticket_of(briefly, conversation)
-        began = time.monotonic()
-        async with bare.events(conversation, ticket=ticket) as stream:
+        async with asyncio.timeout(LIFE_S + SETTLED_S), bare.events(conversation, ticket=ticket) as stream:
             assert types(await stream.rest()) == ["conversation"]
-        assert time.monotonic() - began < LIFE_S + 2 + AT_ONCE_S
+        assert is_over(token)
         problem(await bare.get_events(conversation, ticket=ticket), 401, "unauthorized")
 
 

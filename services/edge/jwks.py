@@ -32,13 +32,14 @@ class KeySet:
     """The keys at one URL."""
 
     def __init__(self, url: str) -> None:
-        """Raises `ConfigError` where anyone on the way could put in keys of his own."""
+        """Raises `ConfigError` where anyone on the way could put in keys of his own, or there is no such place."""
         try:
             parts = urlsplit(url)
-            private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+            is_place = bool(parts.hostname) and parts.port != 0  # which raises where it is no port at all
+            is_private = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         except ValueError:
-            private = False
-        if not private:
+            is_place = is_private = False
+        if not is_place or not is_private:
             raise ConfigError("TAPELINE_JWKS_URL must be an https:// address; http:// only on this machine")
         self._url = url
         self._keys: Keys = {}
@@ -78,6 +79,8 @@ class KeySet:
                 self._keys = parse(await self._fetch())
             except (OSError, TimeoutError, ValueError) as error:
                 log.warning("the keys of the identity provider could not be fetched: %s", reason(error))
+            except Exception:  # `keep` goes on for as long as the edge does
+                log.exception("the keys of the identity provider could not be fetched")
             self._asked_at = time.monotonic()
 
     async def _fetch(self) -> bytes:
@@ -97,7 +100,7 @@ class KeySet:
                     body += chunk
                     if len(body) > limits.JWKS_BYTES_MAX:
                         raise ValueError(f"more than {limits.JWKS_BYTES_MAX} bytes")
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise OSError(reason(error)) from error
         return body
 
