@@ -14,7 +14,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
-from tapeline import permissions, provision, results, subjects
+from tapeline import limits, permissions, provision, results, subjects
 from tapeline.append import Chain
 from tapeline.connection import Denied, Refused, api, connect, reply
 from tapeline.events import Message, Token
@@ -30,6 +30,7 @@ from tests.stack import ROOT as ROOT_FOLDER
 
 CONVERSATION: Final = "c"
 ANSWER_S: Final = 2.0
+AT_ONCE_S: Final = limits.APPEND_PATIENCE_S / 4  # long before an append that hopes gives up
 FORGED: Final = b'{"type":"token","run":"r","ts":1,"step":1,"attempt":1,"text":"forged"}'
 NAMES: Final = tuple(role.name for role in ROLES)
 MINE: Final = {
@@ -178,10 +179,10 @@ async def test_a_denied_append_is_refused_at_once_and_names_its_subject(server: 
     tape = await Tape.open(server.url_for("tools"), "tools")
     try:
         chain, token = Chain(tape, CONVERSATION, 0), Token(run="r", ts=1, step=1, attempt=1, text="forged")
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(AT_ONCE_S):
             with pytest.raises(Denied, match=r"publishing to tape\.\d\.c\.delta\.model"):
                 await chain.append(subjects.MODEL_DELTA, token)
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(AT_ONCE_S):
             with pytest.raises(Denied):  # a batch, of which the first is its own
                 await tape.append_batch(CONVERSATION, [Entry(subjects.TOOL, FORGED), Entry(subjects.MODEL, FORGED)], 0)
         assert await tape.last(CONVERSATION) == 0
