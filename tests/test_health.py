@@ -11,9 +11,19 @@ from typing import Any, Final
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tapeline import limits, subjects
+from starlette.requests import Request
+from tapeline import limits, provision, subjects
 from tapeline.connection import api, connect
+from tapeline.settings import Settings
+from tapeline.tape import Tape
 
+from services.edge.auth import Auth
+from services.edge.calls import Calls
+from services.edge.lease import Leases
+from services.edge.meters import Meters
+from services.edge.models import Models
+from services.edge.quota import Quota
+from services.edge.ticket import Tickets
 from tests.client import HEARTBEAT, SSE, Client, Received, as_received, at_once, flood, log_of, types
 from tests.stack import POLL_S, Stack
 
@@ -70,6 +80,37 @@ async def test_without_what_was_provisioned_it_is_not_ready(fresh_stack: Stack, 
     assert await readiness(alone, 503) == [f"consumer {subjects.TRIGGERS} of {stream} is missing"]
     fresh_stack.provision()
     assert await readiness(alone, 200) == []
+
+
+async def test_many_who_ask_whether_it_is_ready_ask_nats_once(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may ask, and an edge that is not ready would ask NATS twenty things for each."""
+    asked = 0
+
+    async def drift(*_: object) -> list[str]:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return ["a stream is missing"]
+
+    monkeypatch.setattr(provision, "drift", drift)
+    none = Settings({})
+    auth = Auth.configured(none)
+    quota, leases = Quota.configured(none, tape, limited=False), Leases.configured(none, tape, limited=False)
+    calls = Calls(tape, auth, Tickets.configured(none, auth), Models.configured(none), quota, leases, 15)
+    try:
+        for _ in range(2):
+            answers = await asyncio.gather(*(calls.readyz(Request({"type": "http"})) for _ in range(READERS)))
+            assert {answer.status_code for answer in answers} == {503}
+    finally:
+        calls.streams.close()
+    assert asked == 1
+
+
+def test_a_worker_does_not_make_up_any_number_of_series() -> None:
+    meters = Meters()
+    names = [meters.tool(f"tool-{number}") for number in range(limits.TOOLS_MEASURED_MAX + 10)]
+    assert len(set(names)) == limits.TOOLS_MEASURED_MAX + 1
+    assert meters.tool("tool-0") == "tool-0", "who was there goes on being measured"
 
 
 # How a stream begins, and stays alive

@@ -3,7 +3,9 @@
 A handler reads a request and makes an answer. What happens in between is for the modules it asks.
 """
 
+import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +57,8 @@ class Calls:
         meters = Meters()
         self.streams = Streams(Feeds(tape, meters), meters, heartbeat_s)
         self._document = openapi.document(secured=not auth.open)
-        self._drift: tuple[float, list[str]] = (0.0, [])
+        self._drift: tuple[float, list[str]] = (-math.inf, [])
+        self._looking = asyncio.Lock()
 
     async def create(self, request: Request) -> Response:
         caller = await self.auth.caller(request)
@@ -215,15 +218,16 @@ class Calls:
         return await self.leases.take(caller.user)
 
     async def _drifted(self) -> list[str]:
-        """What is not as provisioned; asked of NATS at most once in a while."""
-        asked, lines = self._drift
-        if time.monotonic() - asked > limits.READINESS_CACHE_S or lines:
-            try:
-                lines = await provision.drift(self.tape.nc, await find(self.tape.nc))
-            except (Unavailable, Refused) as error:
-                lines = [str(error)]
-            self._drift = (time.monotonic(), lines)
-        return lines
+        """What is not as provisioned; asked of NATS at most once in a while, whoever else asks us meanwhile."""
+        async with self._looking:
+            asked, lines = self._drift
+            if time.monotonic() - asked > limits.READINESS_CACHE_S:
+                try:
+                    lines = await provision.drift(self.tape.nc, await find(self.tape.nc))
+                except (Unavailable, Refused) as error:
+                    lines = [str(error)]
+                self._drift = (time.monotonic(), lines)
+            return lines
 
 
 def _check_bounds(field: str, content: dict[str, Any], bytes_max: int) -> None:

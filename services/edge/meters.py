@@ -3,6 +3,7 @@
 from typing import Final
 
 from opentelemetry import metrics
+from tapeline import limits
 from tapeline.events import Done, Error, ToolResult
 from tapeline.record import Record
 
@@ -18,9 +19,14 @@ _open: Final = _meter.create_up_down_counter("tapeline.streams.open", "1", "Resp
 _ended: Final = _meter.create_counter("tapeline.streams.ended", "1", "Responses ended, by how")
 _resumes: Final = _meter.create_counter("tapeline.streams.resumes", "1", "Streams begun from a cursor")
 
+OTHER: Final = "(other)"
+
 
 class Meters:
     """Where the edge's measurements go. A run that nobody watches here is not measured here."""
+
+    def __init__(self) -> None:
+        self._tools: set[str] = set()
 
     def event(self, record: Record) -> None:
         """A live event passed, once per process."""
@@ -33,7 +39,13 @@ class Meters:
             case Error():
                 self._run(event, "error")
             case ToolResult():
-                _tool.record(event.duration_ms / 1000, {"tool": event.tool, "outcome": event.outcome})
+                _tool.record(event.duration_ms / 1000, {"tool": self.tool(event.tool), "outcome": event.outcome})
+
+    def tool(self, tool: str) -> str:
+        """The tool as it is measured: its name is its worker's word, and each name is a series for ever."""
+        if len(self._tools) < limits.TOOLS_MEASURED_MAX:
+            self._tools.add(tool)
+        return tool if tool in self._tools else OTHER
 
     def _run(self, event: Done | Error, outcome: str) -> None:
         _completions.add(1, {"outcome": outcome})

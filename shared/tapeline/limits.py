@@ -140,6 +140,7 @@ METADATA_BYTES_MAX: Final = 16_000
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 255
 AWAY_S: Final = 5.0  # how long a request waits for NATS to be back before it is a 503
 READINESS_CACHE_S: Final = 2.0
+TOOLS_MEASURED_MAX: Final = 256  # by name, in one process
 DOCUMENT_CACHE_S: Final = 300  # how long a client need not ask for /openapi.json again
 HEARTBEAT_S: Final = 15.0
 RETRY_MS: Final = 1_000  # what a client is told to wait before it reconnects
