@@ -10,11 +10,13 @@ import hmac
 import json
 import os
 import random
+import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final
 
 import jwt
@@ -35,7 +37,8 @@ from services.edge.problem import Problem
 from services.edge.ticket import Tickets
 from tests.browser import CHROMIUM_FLAGS, chromium
 from tests.client import SSE, Client, at_once, log_of, problem, types
-from tests.stack import POLL_S, Stack, until
+from tests.stack import POLL_S, ROOT, Stack, until
+from tests.test_client import NODE
 from tests.test_page import ANSWER_MS
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"
@@ -45,6 +48,7 @@ ANNS: Final = "key-of-ann-1"
 ORIGIN: Final = "https://chat.example:8443"
 LIFE_S: Final = 3.0  # of a token that is to expire in the course of a test
 SETTLED_S: Final = 15.0
+SAMPLE_S: Final = 40.0
 RSA: Final = rsa.generate_private_key(65537, 2048)
 OTHER_RSA: Final = rsa.generate_private_key(65537, 2048)
 EC: Final = ec.generate_private_key(ec.SECP256R1())
@@ -668,6 +672,42 @@ async def test_a_ticket_for_a_strangers_conversation_is_not_made(shared: str) ->
         hers = await bob.http.post(f"/v1/conversations/{await ann.create()}/ticket")
         nobodys = await bob.http.post("/v1/conversations/unknown/ticket")
         assert problem(hers, 404, "not_found") == problem(nobodys, 404, "not_found")
+
+
+WATCHING: Final = """
+const [edge, token, conversation, run] = process.argv.slice(2);
+const freshToken = async () => token;
+let tickets = 0;
+const plain = fetch;
+globalThis.fetch = (...asked) => (tickets++, plain(...asked));
+let text = "";
+process.on("exit", () => console.log(JSON.stringify({ text, tickets })));
+watch(conversation, run, (event) => (text += event.text));
+"""
+
+
+async def test_the_sample_of_the_documentation_shows_a_run_and_comes_to_an_end(shared: str, tmp_path: Path) -> None:
+    """It is what people copy; one that asked for tickets for ever would do so in every tab. Node ends when it has."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    sample = re.findall(r"^```js\n(function watch.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    script = tmp_path / "sample.mjs"
+    script.write_text("\n".join([*sample, WATCHING]))
+    token = hs256()
+    async with Client(shared, token) as client:
+        conversation, run = await client.ask("long 30")
+        process = await asyncio.create_subprocess_exec(
+            *(NODE, "--experimental-eventsource", "--no-warnings", script, shared, token, conversation, run),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(SAMPLE_S):
+                printed, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        received = await client.run(conversation, run)
+    said = "".join(json.loads(one.data)["text"] for one in received if one.event == "token")
+    assert json.loads(printed) == {"text": said, "tickets": 1}
 
 
 async def test_a_stream_by_ticket_ends_with_the_token_it_was_made_with(shared: str) -> None:
