@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from tapeline import audit, events, limits, results, subjects
 from tapeline.connection import Unavailable
 from tapeline.record import Entry, Record
@@ -253,6 +254,12 @@ class Client:
         """Approves a call or denies it, whatever the answer."""
         path = f"/v1/conversations/{conversation}/runs/{run}/calls/{call}/approval"
         return await self.http.post(path, json=decision)
+
+    async def metric(self, name: str) -> float:
+        """What the edge says of itself under this name, all its series together; 0 where there is none yet."""
+        exposition = (await self.http.get("/metrics")).text
+        families = text_string_to_metric_families(exposition)
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
     async def snapshot(self, conversation: str) -> dict[str, Any]:
         response = await self.http.get(f"/v1/conversations/{conversation}")

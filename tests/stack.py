@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 import httpx
-from tapeline import permissions
+from tapeline import limits, permissions
 
 from services.embedded import EmbeddedNats
 from services.process import spawn_options
@@ -21,6 +21,7 @@ ROOT: Final = Path(__file__).parent.parent
 START_TIMEOUT_S: Final = 30.0
 PASSWORDS: Final = {role: f"{role}-secret" for role in (permissions.ROOT, *(it.name for it in permissions.ROLES))}
 POLL_S: Final = 0.02
+EXIT_S: Final = 15.0  # for what a process does before and after its grace time, on a busy machine
 
 
 def free_port() -> int:
@@ -189,6 +190,21 @@ class Stack:
         assert edge is not None
         self.edges[number] = None
         return edge.end(sig)
+
+    async def drained(self, number: int = 0) -> float:
+        """Asks an edge to go, as a deployment does, and waits until it has: in order, before its time is over.
+        How long that took, seconds.
+        """
+        edge = self.edges[number]
+        assert edge is not None
+        began = time.monotonic()
+        edge.send(signal.SIGTERM)
+        await until("the edge has gone", lambda: edge.popen.poll() is not None, limits.DRAIN_S + EXIT_S)
+        took_s = time.monotonic() - began
+        assert self.kill_edge(number) == 0, edge.output()
+        for line in ("Traceback", "Cancel"):  # uvicorn cancels what is left of a grace time
+            assert line not in edge.output()
+        return took_s
 
     def start_inference(self, env: Mapping[str, str] | None = None) -> Process:
         log = self.folder / f"inference-{len(self.inferences)}.log"

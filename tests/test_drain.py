@@ -4,22 +4,18 @@ misses an event or has one twice.
 
 import asyncio
 import contextlib
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from tapeline import limits
 
 from tests.client import Client, Source, as_received, at_once, log_of
 from tests.proxy import PROXIES, Certificate, Proxy, through
-from tests.stack import POLL_S, Stack
+from tests.stack import Stack
 
 RUNS: Final = 20
 READERS: Final = 10  # of each run, over one connection
-EXIT_S: Final = 3.0  # for what a process does before and after its grace time
 PAUSE_S: Final = 30.0  # a drained reader comes back after a second; the rest is a busy machine
 
 
@@ -72,17 +68,7 @@ async def test_readers_of_edges_that_are_restarted_in_turn_miss_nothing(stack: S
 
 async def restarted(stack: Stack, number: int) -> float:
     """Ends an edge as a deployment does, and starts it again; how long it took to go, seconds."""
-    edge = stack.edges[number]
-    assert edge is not None
-    began = time.monotonic()
-    edge.send(signal.SIGTERM)
-    async with asyncio.timeout(limits.DRAIN_S + EXIT_S):
-        while edge.popen.poll() is None:
-            await asyncio.sleep(POLL_S)
-    took_s = time.monotonic() - began
-    assert edge.popen.returncode == 0, edge.output()
-    assert "Traceback" not in edge.output()
-    stack.kill_edge(number)
+    took_s = await stack.drained(number)
     # In a thread, so that the readers are not held up; the edge ends with that thread, which is after the test.
     await asyncio.to_thread(stack.start_edge, number)
     return took_s

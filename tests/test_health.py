@@ -3,7 +3,6 @@ and with nothing lost for readers who come back to another edge.
 """
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -29,7 +28,6 @@ from tests.stack import POLL_S, Stack
 
 STATUS_S: Final = 15.0
 AT_ONCE_S: Final = limits.HEARTBEAT_S / 2  # long before anything else would come
-EXIT_S: Final = 3.0  # for what a process does before and after its grace time
 READERS: Final = 8
 
 
@@ -254,7 +252,7 @@ async def test_a_drained_edge_ends_its_streams_at_an_event_and_nothing_is_missin
         async def drain() -> list[Received]:
             for _ in range(READERS + 1):
                 await speaking.acquire()
-            await gone(fresh_stack)
+            await fresh_stack.drained()
             with pytest.raises(httpx.ConnectError):
                 await going.create()
             return []
@@ -270,16 +268,4 @@ async def test_a_reader_that_takes_nothing_does_not_keep_a_drained_edge(fresh_st
     await flood(fresh_stack.nats.url, conversation)
     async with alone.events(conversation) as stalled:
         await stalled.take(1)
-        await gone(fresh_stack)
-
-
-async def gone(stack: Stack) -> None:
-    """Asks the first edge to go, as a deployment does, and waits until it has: in time, in order."""
-    edge = stack.edges[0]
-    assert edge is not None
-    edge.send(signal.SIGTERM)
-    async with asyncio.timeout(limits.DRAIN_S + EXIT_S):
-        while edge.popen.poll() is None:
-            await asyncio.sleep(POLL_S)
-    assert edge.popen.returncode == 0, edge.output()
-    assert "Traceback" not in edge.output()
+        await fresh_stack.drained()

@@ -20,6 +20,7 @@ from tapeline.tape import Tape
 from services.edge.lease import Leases
 from services.edge.problem import Problem
 from tests.client import SSE, Client, Stream, at_once, opened, problem, stored, types
+from tests.crowd import kib
 from tests.stack import Stack
 
 USERS: Final = tuple(f"user-{number}" for number in range(40))
@@ -479,18 +480,13 @@ async def test_whoever_takes_too_long_to_ask_is_sent_away(stack: Stack) -> None:
     assert "Traceback" not in stack.logs()
 
 
-def rss_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
-
-
 @pytest.mark.parametrize("what", ["headers", "one header", "URL"])
 async def test_200_that_send_a_head_for_ever_cost_little_memory(what: str, fresh_stack: Stack) -> None:
     stack = fresh_stack
     stack.add_edge()
     edge = stack.edges[0]
     assert edge is not None
-    before = most = rss_mib(edge.popen.pid)
+    before = most = kib(edge.popen.pid) / 1024
     begin, piece = {
         "headers": (HEAD, b"x: " + b"y" * 1000 + b"\r\n"),
         "one header": (HEAD + b"x: ", b"y" * 1000),
@@ -513,7 +509,7 @@ async def test_200_that_send_a_head_for_ever_cost_little_memory(what: str, fresh
     try:
         async with asyncio.timeout(40):
             while not all(sender.done() for sender in senders):
-                most = max(most, rss_mib(edge.popen.pid))
+                most = max(most, kib(edge.popen.pid) / 1024)
                 await asyncio.sleep(0.05)
     finally:
         for sender in senders:

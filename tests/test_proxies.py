@@ -237,9 +237,7 @@ async def streams_open(stack: Stack) -> float:
     count = 0.0
     for number in range(len(stack.ports)):
         async with Client(stack.edge_url(number)) as edge:
-            exposition = (await edge.http.get("/metrics")).text
-            match = re.search(r"^tapeline_streams_open(?:\{.*\})? (\S+)$", exposition, re.MULTILINE)
-            count += float(match[1]) if match else 0
+            count += await edge.metric("tapeline_streams_open")
     return count
 
 

@@ -1,11 +1,10 @@
 """What an edge holds at the moment: memory, open files, streams."""
 
 import asyncio
-import os
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.client import Client
+from tests.crowd import files, kib
 from tests.stack import POLL_S, Process
 
 GROWTH_BYTES_MAX: Final = 48 << 20
@@ -23,15 +22,12 @@ class Vitals(NamedTuple):
 
     @classmethod
     def of(cls, process: Process) -> "Vitals":
-        proc = Path(f"/proc/{process.popen.pid}")
-        pages = int((proc / "statm").read_text().split()[1])
-        return cls(pages * os.sysconf("SC_PAGE_SIZE"), len(list((proc / "fd").iterdir())))
+        return cls(int(kib(process.popen.pid) * 1024), files(process.popen.pid))
 
 
 async def open_streams(client: Client) -> int:
     """As the edge counts them."""
-    lines = (await client.http.get("/metrics")).text.splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("tapeline_streams_open"))
+    return int(await client.metric("tapeline_streams_open"))
 
 
 async def streams_are(client: Client, count: int) -> None:
