@@ -23,12 +23,20 @@ class Topic:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
-        self.stirred = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def add(self, frame: bytes) -> None:
         self.frames.append(frame)
-        self.stirred.set()
-        self.stirred = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for news in waiting:
+            if not news.done():
+                news.set_result(None)
+
+    def news(self) -> asyncio.Future[None]:
+        """As the edge waits: with an `Event` an event costs half as much again, and the ceiling would be a low one."""
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(news)
+        return news
 
 
 topics: dict[str, Topic] = defaultdict(Topic)
@@ -63,9 +71,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b": hello\n", "more_body": True})
     sent = len(topic.frames)
     while True:
-        stirred = topic.stirred
         if sent == len(topic.frames):
-            await stirred.wait()
+            await topic.news()
         body = topic.frames[sent] if sent + 1 == len(topic.frames) else b"".join(topic.frames[sent:])
         sent = len(topic.frames)
         await send({"type": "http.response.body", "body": body, "more_body": True})
