@@ -623,15 +623,18 @@ async def test_what_is_said_of_a_connection_is_true(page: Page) -> None:
         await route.continue_()
 
     async def refuse(route: Route) -> None:
-        await problem(route, 429, "too_many_streams", "You have 50 streams open.", {"Retry-After": "1"})
+        await problem(route, 429, "too_many_streams", words, {"Retry-After": "1"})
 
+    words = "You have 50 streams open, and no more are allowed. Close some of them, or come again later."
     snapshot, line = re.compile(r"/v1/conversations/\w+$"), page.locator("#connection")
     await page.route(snapshot, hold)
     await page.reload()
     await expect(line).to_have_text("Connecting…")
     await page.route("**/events?*", refuse)
     go_on.set()
-    await expect(line).to_have_text("You have 50 streams open.")
+    await expect(line).to_have_text(words)
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await expect(page.get_by_role("link", name="Replay")).to_be_in_viewport(ratio=1)
     await page.unroute("**/events?*")
     await expect(line).to_be_hidden(timeout=ANSWER_MS)
     await expect(page.locator("html")).to_have_attribute("data-connection", "live")
