@@ -1,7 +1,8 @@
 """`scripts/bench page`: how an answer feels in a real browser, on the whole stack with a stand-in model provider.
 
 Smoothness: a long answer at speed; tasks over 50 ms, frames late by more than half of one, heap. Beside it, drawing
-alone, without network: as the page does, and by reading and drawing all of the text again each time, as a ratio.
+alone, without network: as the page does, and by reading and drawing all of the text again each time, as a ratio; and
+the worst there is, an answer that is all one list or one table.
 Latency: a provider that takes 200 ms to its first token and 8 s in all; from sending to the first words on the
 screen, against waiting for all of it. Prints Markdown.
 """
@@ -46,6 +47,11 @@ def part_{n}(tokens: list[str]) -> str:
 ```
 
 """
+
+ITEM = "- The point has `inline code` and **bold text** in it, and runs on for a line or two as models like to do.\n"
+TABLE = "| Way | Direction | Cost |\n|---|---|--:|\n"
+ROW = "| Polling, as `it` was | client and **server** | 12 |\n"
+BLOCK_CHARS = 60_000  # of one list, one table: about as many rows as the page shows of one
 
 WATCH = """() => {
     window.watch = () => {
@@ -149,6 +155,13 @@ async def smoothness(browser: Browser, stack: Stack, text: str, options: argpars
         seen = await page.evaluate(DRAW, [text, chars, redraws])
         took.append(seen["busy"])
         print(row(name, seen, f"{seen['busy']:.1f}"), flush=True)
+        await page.close()
+    for name, block in (("one list alone", ITEM), ("one table alone", ROW)):
+        page = await opened(browser, drawing)
+        await page.evaluate(HARNESS)
+        whole = (TABLE if block is ROW else "") + block * (BLOCK_CHARS // len(block))
+        seen = await page.evaluate(DRAW, [whole, max(1, options.rate // 60) * TOKEN_CHARS, False])
+        print(row(f"{name}, {len(whole):,} characters", seen, f"{seen['busy']:.1f}"), flush=True)
         await page.close()
     print(f"\nDrawing only what changed takes {100 * took[0] / took[1]:.1f}% of the time.\n")
 
