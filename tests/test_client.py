@@ -31,7 +31,7 @@ def test_what_runs_in_node(folder: str) -> None:
     names = sorted(str(path) for path in (ROOT / "tests" / folder).glob("*.test.ts"))
     assert names
     ran = subprocess.run(
-        [NODE, "--test", "--test-timeout=60000", *names],
+        [NODE, "--import", str(ROOT / "tests/client/sources.ts"), "--test", "--test-timeout=60000", *names],
         cwd=ROOT,
         env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},  # npm is there, and looks for node
         capture_output=True,

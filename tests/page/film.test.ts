@@ -1,16 +1,11 @@
 // Any moment of a long log is near: what it looked like is the fold of all before it, and little of that is folded again.
 
 import assert from "node:assert/strict";
-import { registerHooks } from "node:module";
 import { test } from "node:test";
+import { Film } from "../../services/edge/page/src/film.ts";
 import type { Logged } from "../../services/edge/page/src/timeline.ts";
 import type { StoredEvent } from "../../shared/client/src/conversation.ts";
 import { EMPTY, fold } from "../../shared/client/src/state.ts";
-
-// The client from its sources, as the page is built.
-const client = new URL("../../shared/client/src/index.ts", import.meta.url).href;
-registerHooks({ resolve: (name, context, next) => next(name === "@tapeline/client" ? client : name, context) });
-const { Film } = await import("../../services/edge/page/src/film.ts");
 
 const EVENTS = 5_000;
 const FOLDED_MAX = 250; // as film.ts keeps a state after so many

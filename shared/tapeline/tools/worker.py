@@ -100,7 +100,7 @@ async def _offer(worker: "Worker", tools: list[AnyTool], named: dict[str, server
         except Unavailable as error:
             log.warning("%s; what is offered changes later", error)
         else:
-            print(f"tools ready: {', '.join(sorted(worker.tools))}", flush=True)
+            print(worker.ready, flush=True)
 
 
 class Worker:

@@ -1,6 +1,6 @@
 // One conversation, open: what its Chat knows is drawn, and what the person does becomes calls to the server.
 
-import { activeRun, EMPTY, ended, Refused } from "@tapeline/client";
+import { activeRun, EMPTY, ended, newKey, Refused } from "@tapeline/client";
 import type { Call, Chat, Connection, Decision, Run, State, Tapeline } from "@tapeline/client";
 
 import { tick } from "./call.ts";
@@ -58,7 +58,7 @@ export function conversation(wanted: string, around: Surroundings): Conversation
   const pending = find("pending", HTMLElement);
   const welcome = find("welcome", HTMLElement);
   const missing = find("missing", HTMLElement);
-  const id = wanted || newId(); // made here, so that creating it can be repeated safely
+  const id = wanted || newKey(); // made here, so that creating it can be repeated safely
   let created = Boolean(wanted);
   let chat: Chat | null = null;
   let state: State = EMPTY;
@@ -135,7 +135,7 @@ export function conversation(wanted: string, around: Surroundings): Conversation
   async function say(content: string, replaces?: string): Promise<void> {
     if (sending || saying?.run) throw new Error("Your last message is still on its way.");
     if (saying?.content !== content || saying.replaces !== replaces) {
-      saying = { content, key: newId(), after: state.last_event_id, ...(replaces ? { replaces } : {}) };
+      saying = { content, key: newKey(), after: state.last_event_id, ...(replaces ? { replaces } : {}) };
     }
     const said = saying;
     sending = true;
@@ -292,9 +292,4 @@ function isSaid({ run, message }: Run, said: Saying): boolean {
 
 function callsOf(run: Run, status: Call["status"]): Call[] {
   return run.steps.flatMap(({ calls }) => calls.filter((call) => call.status === status));
-}
-
-function newId(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

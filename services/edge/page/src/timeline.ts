@@ -1,6 +1,8 @@
 // A conversation's log as an auditor reads it: who wrote what and when, which attempts count, how long each tool was
 // waited for, and whether anything is missing. Pure: no DOM, no clock, no I/O.
 
+import { DELTAS, WRITERS } from "@tapeline/client";
+
 import { line, wrote } from "./moment.ts";
 
 export const SILENCE_MS_MAX = 10_000; // a longer silence is cut to this, as the server does where it replays
@@ -122,27 +124,6 @@ export interface Timeline {
   readonly unproven: number;
   readonly takeovers: number;
 }
-
-const DELTAS = new Set(["token", "thinking", "tool_input", "tool_progress"]);
-const WRITERS: Readonly<Record<string, Writer>> = {
-  conversation: "input",
-  title: "input",
-  deleted: "input",
-  message: "input",
-  stop: "input",
-  approval: "input",
-  step: "model",
-  thinking: "model",
-  token: "model",
-  tool_input: "model",
-  answer: "model",
-  tool_call: "model",
-  error: "model",
-  done: "model",
-  tool_started: "tool",
-  tool_progress: "tool",
-  tool_result: "tool",
-};
 
 /** What is known of a call before anybody takes it. */
 interface Asked {
