@@ -22,7 +22,7 @@ from tapeline.tape import Tape, find
 
 from . import answer, body, openapi, result
 from .auth import Auth, Caller
-from .conversations import Conversations, about_of, run_in, url
+from .conversations import Conversations, about_of, url
 from .feed import Feeds, View
 from .lease import Leases
 from .meters import Meters
@@ -119,14 +119,12 @@ class Calls:
         conversation = body.conversation(request)
         after, view, run = body.cursor(request), body.view(request), request.query_params.get("run")
         pace = body.pace(request)
-        about = self.streams.feeds.about(conversation, caller.user, after) if run is None else None
-        end = None
+        about = self.streams.feeds.about(conversation, caller.user, after, run)
         if about is None:  # a thousand who lost their edge come at once, and need not all ask
-            state = await self.conversations.owned(caller.user, conversation)
-            about = about_of(state)
-            if run is not None:
-                found = run_in(state, run)
-                after, end = max(after, found.message.event_id - 1), found.ended_event_id
+            about = about_of(await self.conversations.owned(caller.user, conversation), run)
+        end = None
+        if about.span is not None:
+            after, end = max(after, about.span.first - 1), about.span.ended
         await self.conversations.check_cursor(conversation, about, after, full=view == "full")
         if pace and end is None:  # of what is stored, which may be all of a run that goes on
             end = about.last_event_id
@@ -145,7 +143,7 @@ class Calls:
     async def ticket(self, request: Request) -> Response:
         caller = await self.auth.caller(request)
         conversation = body.conversation(request)
-        if self.streams.feeds.about(conversation, caller.user, 0) is None:
+        if self.streams.feeds.about(conversation, caller.user) is None:
             await self.conversations.owned(caller.user, conversation)
         ticket, expires_ts = self.tickets.issue(caller, conversation)
         events_url = f"{url(conversation)}/events?ticket={ticket}"

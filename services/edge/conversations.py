@@ -16,7 +16,7 @@ from tapeline.tape import Tape
 
 from . import answer
 from .body import NewApproval, NewConversation, NewMessage
-from .feed import About
+from .feed import About, Span
 from .listing import Listing, derived
 from .models import Models
 from .problem import Problem, not_found
@@ -300,10 +300,14 @@ def check_waits(run: RunState, call: str, now: int) -> None:
         raise Problem(409, "not_waiting", "This call does not wait for a decision, or not any more.")
 
 
-def about_of(state: State) -> About:
-    """What lets a reader in, of a conversation that exists."""
+def about_of(state: State, run: str | None = None) -> About:
+    """What lets a reader in, of a conversation that exists, or of one run of it. Raises `Problem` 404."""
     assert state.about is not None
-    return About(state.about.owner, state.about.ts, state.last_event_id)
+    about = About(state.about.owner, state.about.ts, state.last_event_id)
+    if run is None:
+        return about
+    found = run_in(state, run)
+    return about._replace(span=Span(run, found.message.event_id, found.ended_event_id))
 
 
 def _of(user: str, state: State) -> State:

@@ -45,19 +45,29 @@ class Chunk(NamedTuple):
     """Its last event ends what the view shows."""
 
 
+class Span(NamedTuple):
+    """Where a run begins, and where it ended, if it has."""
+
+    run: str
+    first: int
+    ended: int | None
+
+
 class About(NamedTuple):
     """What has to be known of a conversation to let a reader in."""
 
     owner: str
     created_ts: int
     last_event_id: int
+    span: Span | None = None
+    """Of the run that is read, if it is one; as of `last_event_id`."""
 
 
 class Feed:
     """One conversation, followed, of which its readers have already been told `about`."""
 
     def __init__(self, tape: Tape, conversation: str, about: About, meters: Meters) -> None:
-        self.about = about
+        self.about = about._replace(span=None)
         self.readers = 0
         self._waiting: list[asyncio.Future[None]] = []
         self._tape = tape
@@ -68,6 +78,8 @@ class Feed:
         self._ring_bytes = 0
         self._base = 0
         """Every event after this one, up to the newest, is in the ring."""
+        self._spans: dict[str, Span] = {}
+        """Of runs that were read here, kept up with what is followed."""
         self._cut: dict[tuple[int, View], Chunk] = {}
         """What readers at the same place with the same view get: made once."""
         self._pages: dict[tuple[int, int, bool], asyncio.Task[list[Frame]]] = {}
@@ -111,7 +123,23 @@ class Feed:
         finally:
             _watched.add(-1)
 
+    def about_run(self, run: str) -> About | None:
+        """What has to be known to let in a reader of a run that was read here before."""
+        span = self._spans.get(run)
+        return None if span is None else self.about._replace(span=span)
+
+    def learn(self, about: About) -> None:
+        """Keeps what a reader knows of its run; but not what is older than the feed, which may have passed its end."""
+        span = about.span
+        if span is None or (span.ended is None and about.last_event_id < self.about.last_event_id):
+            return
+        if len(self._spans) == limits.SPANS_MAX:
+            del self._spans[next(iter(self._spans))]
+        self._spans[span.run] = span
+
     def _add(self, one: Frame) -> None:
+        if one.ends_run and (span := self._spans.get(one.run)) and span.ended is None:
+            self._spans[one.run] = span._replace(ended=one.seq)
         self._ring[one.seq] = one
         self._ring_bytes += len(one.data)
         while len(self._ring) > limits.RING_FRAMES_MAX or self._ring_bytes > limits.RING_BYTES_MAX:
@@ -147,6 +175,8 @@ class Feed:
             fresh = self._after(after)
             if not fresh and self._error is not None:
                 raise Unavailable(str(self._error)) from self._error
+            if len(self._cut) == limits.CUTS_MAX:  # a cursor is its reader's to choose
+                del self._cut[next(iter(self._cut))]
             chunk = self._cut[after, view] = next(chunks(fresh, view, after))
         return chunk
 
@@ -226,12 +256,14 @@ class Feeds:
         self._meters = meters
         self._feeds: dict[str, Feed] = {}
 
-    def about(self, conversation: str, user: str, after: int) -> About | None:
-        """What is known of a conversation of the user's that others are reading already, as far as event `after`."""
+    def about(self, conversation: str, user: str, after: int = 0, run: str | None = None) -> About | None:
+        """What is known of a conversation of the user's, and of a run in it, that others are reading already, as far as
+        event `after`.
+        """
         feed = self._feeds.get(conversation)
         if feed is None or feed.failed or feed.about.owner != user or feed.about.last_event_id < after:
             return None
-        return feed.about
+        return feed.about if run is None else feed.about_run(run)
 
     @asynccontextmanager
     async def of(self, conversation: str, about: About) -> AsyncIterator[Feed]:
@@ -242,6 +274,7 @@ class Feeds:
         feed.readers += 1
         try:
             await feed.ready()
+            feed.learn(about)
             yield feed
         finally:
             feed.readers -= 1
