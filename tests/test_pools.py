@@ -1,4 +1,4 @@
-"""Two hundred calls at once over three pools of different speeds, workers being killed at random all the while."""
+"""Two hundred calls at once over three pools of different speeds, workers being killed in the middle of them."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ KILLS = 2  # of each pool
 async def test_every_call_has_one_result_whichever_workers_are_killed(tmp_path: Path, seed: int) -> None:
     calls, pools = await measure(tmp_path, seed, CALLS, KILLS)
     print(f"seed {seed}\n{report(calls, pools.kills)}")
-    assert len(calls) == CALLS
-    assert dict(pools.kills) == dict.fromkeys(POOLS, KILLS)
+    for pool in POOLS:
+        assert any(call.lost for call in calls if call.pool == pool), f"no kill has met a call of {pool}"
     assert {call.outcome for call in calls if call.pool != "steady"} == {"ok"}, "these may be run again"
     assert {call.outcome for call in calls if call.pool == "steady"} <= {"ok", "unknown"}
     assert pools.twice() == []
