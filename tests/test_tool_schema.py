@@ -21,7 +21,7 @@ import jsonschema
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 from msgspec import Meta
 from tapeline import limits
 from tapeline.tools import Context, ToolError, tool
@@ -540,6 +540,7 @@ ANY_JSON = strategies.recursive(
 )
 
 
+@settings(deadline=None)  # a busy machine takes longer than 200 ms now and then
 @given(strategies.data())
 def test_what_is_taken_is_what_the_schema_says(data: strategies.DataObject) -> None:
     """Both ways, for arguments with one thing wrong, or none. (A date's format is not the schema's to hold to.)"""
@@ -826,14 +827,14 @@ async def test_a_late_tool_is_cut(caplog: pytest.LogCaptureFixture) -> None:
 
     @tool
     def holder() -> str:
-        held.wait(10)
+        held.wait(60)
         return "late"
 
     started = time.monotonic()
     late, stuck = await asyncio.gather(call_tool(sleeper, timeout_s=0.1), call_tool(holder, timeout_s=0.1))
     assert (late.outcome, stuck.outcome) == ("timeout", "timeout")
     assert cleaned.is_set(), "an async function may clean up"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     held.set()
     async with asyncio.timeout(5):
         while "what it returned is dropped" not in caplog.text:
@@ -953,7 +954,7 @@ async def test_search_notes_ends_early_when_stopped() -> None:
     searching = asyncio.create_task(call_tool(builtin.search_notes, {"query": "fence", "seconds": 30}, stopped=stopped))
     await asyncio.sleep(0)
     stopped.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         assert (await searching).outcome == "stopped"
 
 

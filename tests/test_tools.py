@@ -48,14 +48,15 @@ async def test_a_call_is_served(tape: Tape, workers: Start) -> None:
 
 
 async def test_many_calls_at_once_each_have_one_result(tape: Tape, workers: Start) -> None:
-    one, other = await workers(), await workers()
+    one, _ = await workers(), await workers()
     runs = [Asked(tape) for _ in range(10)]
     calls = await asyncio.gather(*(asked.call("add", {"a": 1, "b": 1}, calls=5) for asked in runs))
     for asked, ids in zip(runs, calls, strict=True):
         for call in ids:
             assert (await asked.result(call)).content == 2
-    assert len(one.noted()) == 50, "each has run once"
-    assert one.journal == other.journal
+    assert len(one.noted()) == 50, "each has run once, on whichever of the two"
+    claims = [await asked.started(call) for asked, ids in zip(runs, calls, strict=True) for call in ids]
+    assert len({claim.worker for claim in claims}) == 2
 
 
 @pytest.mark.parametrize(
@@ -126,14 +127,16 @@ async def test_output_streams_in_order_and_is_whole_before_the_result(tape: Tape
     assert 4 <= len(told) <= took_s / limits.PROGRESS_INTERVAL_S + 3, "joined, but not held back"
 
 
-@pytest.mark.parametrize(("tool", "seconds"), [("once", 30), ("stuck", 5)])
-async def test_a_call_ends_at_its_deadline(tape: Tape, workers: Start, tool: str, seconds: float) -> None:
-    await workers()
+@pytest.mark.parametrize("tool", ["once", "stuck"])
+async def test_a_call_ends_at_its_deadline(tape: Tape, workers: Start, tool: str) -> None:
+    worker = await workers()
     asked = Asked(tape)
-    (call,) = await asked.call(tool, {"seconds": seconds}, timeout_s=1)
+    deadline = now_ms() + 3_000
+    (call,) = await asked.call(tool, {"seconds": 60}, timeout_s=3)
     result = await asked.result(call)
     assert (result.outcome, result.is_error) == ("timeout", True)
-    assert 500 < result.duration_ms < 4_000
+    assert len(worker.noted()) == 1
+    assert result.ts >= deadline
 
 
 async def test_a_call_that_was_late_before_it_began_is_not_run(tape: Tape, workers: Start) -> None:
@@ -263,13 +266,13 @@ async def test_a_worker_that_is_ended_hands_its_calls_over(tape: Tape, workers: 
     (forever,) = await stubborn.call("stubborn", {"seconds": 60})
     await until("all run", lambda: noted(one, 4))
     ending = asyncio.create_task(one.end())
-    await until("withdrawn", lambda: nothing_offered(registry), 3)
+    await until("withdrawn", lambda: nothing_offered(registry), limits.DRAIN_S)
     await workers()
     assert await ending == 0
     assert (await short.result(brief)).outcome == "ok", "it had time to end"
-    assert (await risky.result(effect, 1)).outcome == "unknown"
-    assert (await stubborn.result(forever, 1)).outcome == "unknown"
-    result = await asked.result(call, 2)
+    assert [event.outcome for event in await risky.of(ToolResult, effect)] == ["unknown"], "before it ended"
+    assert [event.outcome for event in await stubborn.of(ToolResult, forever)] == ["unknown"]
+    result = await asked.result(call, limits.ACK_WAIT_S / 2)
     assert (result.outcome, result.content) == ("ok", "done")
     assert [started.attempt for started in await asked.of(ToolStarted, call)] == [1, 2]
 
@@ -303,13 +306,13 @@ async def test_a_result_waits_for_a_server_that_is_away(tmp_path: Path, workers:
         tape = await Tape.open(server.url, "test")
         worker = await workers(url=server.url)
         asked, later = Asked(tape), Asked(tape)
-        (call,) = await asked.call("once", {"seconds": 2})
+        (call,) = await asked.call("both_ends", {"seconds": 2})
         await until("it runs", lambda: noted(worker, 1))
         server.kill()
-        await asyncio.sleep(3)  # the tool ends meanwhile
+        await until("it has ended", lambda: noted(worker, 2))
         server.start()
         assert (await asked.result(call)).outcome == "ok"
-        assert len(worker.noted()) == 1
+        assert worker.noted() == [f"begun {call} 1", f"ended {call} 1"]
         (other,) = await later.call("add", {"a": 1, "b": 1})
         assert (await later.result(other)).outcome == "ok", "calls flow again"
         await tape.close()
@@ -352,17 +355,17 @@ async def test_tools_come_and_go_while_the_worker_runs(nats_url: str, tape: Tape
         for _ in range(2):
             await worker.set_tools([two])
         assert (await early.result(later)).content == "two", "its call was waiting"
-        await until("withdrawn", lambda: offers_only(reader, "two"), limits.REGISTRY_CACHE_S + 1)
+        await until("withdrawn", lambda: offers_only(reader, "two"))
         assert (await asked.result(running)).content == "one", "what ran has ended as usual"
         assert not await waits.of(ToolStarted, waiting), "and nothing more was taken"
         await worker.set_tools([one, two])
         assert (await waits.result(waiting)).content == "one"
-        await until("back", lambda: offers_only(reader, "one", "two"), limits.REGISTRY_CACHE_S + 1)
+        await until("back", lambda: offers_only(reader, "one", "two"))
         with pytest.raises(ConfigError, match="same name, one"):
             await worker.set_tools([one, named("one")])
     finally:
         await worker.stop()
-    await until("nothing is left", lambda: nothing_offered(reader), limits.REGISTRY_CACHE_S + 1)
+    await until("nothing is left", lambda: nothing_offered(reader))
 
 
 # Starting

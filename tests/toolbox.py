@@ -58,6 +58,14 @@ async def once(seconds: float, context: Context) -> str:
     return "done"
 
 
+@tool
+async def both_ends(seconds: float, context: Context) -> None:
+    """Notes when it ends as well."""
+    note("begun", context)
+    await asyncio.sleep(seconds)
+    note("ended", context)
+
+
 @tool(idempotent=True)
 async def again(seconds: float, context: Context) -> str:
     """May be run again."""
