@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from tapeline import limits, subjects
 from tapeline.registry import ToolSpec
@@ -78,28 +78,23 @@ class Tool(Generic[P, R]):
 AnyTool = Tool[..., Any]
 
 
+class Options(TypedDict, total=False):
+    """What `@tool` takes by name: see there."""
+
+    name: str | None
+    timeout_s: float
+    idempotent: bool
+    needs_approval: bool
+    process: bool
+    max_concurrency: int | None
+
+
 @overload
 def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
+def tool(**options: Unpack[Options]) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(
-    *,
-    name: str | None = None,
-    timeout_s: float = limits.TOOL_TIMEOUT_S_DEFAULT,
-    idempotent: bool = False,
-    needs_approval: bool = False,
-    process: bool = False,
-    max_concurrency: int | None = None,
-) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
-def tool(
-    function: Callable[P, R] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    timeout_s: float = limits.TOOL_TIMEOUT_S_DEFAULT,
-    idempotent: bool = False,
-    needs_approval: bool = False,
-    process: bool = False,
-    max_concurrency: int | None = None,
+    function: Callable[P, R] | None = None, /, **options: Unpack[Options]
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Makes a typed function a tool, sync or async, or a generator of either kind: `@tool`, or `@tool(timeout_s=10)`.
 
@@ -119,14 +114,6 @@ def tool(
     """
 
     def make(function: Callable[P, R]) -> Tool[P, R]:
-        return Tool(
-            function,
-            name=name,
-            timeout_s=timeout_s,
-            idempotent=idempotent,
-            needs_approval=needs_approval,
-            process=process,
-            max_concurrency=max_concurrency,
-        )
+        return Tool(function, **options)
 
     return make if function is None else make(function)
