@@ -141,7 +141,9 @@ class Engine:
         run, step = end.run, end.run.step
         said = None
         if step is not None and step.finish is None:
-            records = await self.tape.read(conversation, run.message.event_id, until=state.last_event_id)
+            # The attempts before it count where it has said nothing; a first one has none.
+            after = run.message.event_id if step.attempt > 1 else step.event_id
+            records = await self.tape.read(conversation, after, until=state.last_event_id)
             said = partial((record.event() for record in records), run.run, step)
         entries = ended(end, said, now_ms())
         await self._commit(conversation, state, entries)
