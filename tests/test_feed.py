@@ -52,7 +52,7 @@ class Reader:
         self._parser = Parser()
         self._gone = asyncio.Event()
         response = Events(Reading(conversation, about, after, view), streams, lambda: None)
-        self.task = asyncio.create_task(response.run(self._receive, self._send))
+        self.task = asyncio.create_task(response.run({}, self._receive, self._send))
 
     async def _receive(self) -> dict[str, Any]:
         await self._gone.wait()

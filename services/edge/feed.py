@@ -163,6 +163,10 @@ class Feed:
         self._waiting.append(news)
         return news
 
+    def ends_at(self, after: int) -> bool:
+        """Whether a reader that has seen event `after` has seen all there is, and there may be more."""
+        return after >= self.about.last_event_id and self._error is None
+
     def since(self, after: int, view: View) -> Chunk | None:
         """What a reader that has seen event `after` gets next; None: it is behind the ring.
 

@@ -215,6 +215,13 @@ class Events(Stream):
         await self.send(send, HELLO)
         async with self.streams.feeds.of(self.reading.conversation, self.reading.about) as feed:
             while self.how is None:
+                if feed.ends_at(after):
+                    if self.beat:
+                        await self.send(send, HEARTBEAT)
+                    else:
+                        self.news = feed.news()
+                        await self.news
+                    continue
                 chunk = feed.since(after, view)
                 if chunk is None:
                     async with contextlib.aclosing(feed.history(after, view)) as history:
@@ -230,13 +237,8 @@ class Events(Stream):
                 after = chunk.after
                 if chunk.data:
                     await self.send(send, chunk.data)
-                    if chunk.ends:
-                        self.how = "complete"
-                elif self.beat:
-                    await self.send(send, HEARTBEAT)
-                else:
-                    self.news = feed.news()
-                    await self.news
+                if chunk.ends:
+                    self.how = "complete"
 
 
 class Replay(Stream):
