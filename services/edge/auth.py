@@ -1,23 +1,21 @@
 """Who is asking: by a static key, or by a token (JWT) of an identity provider. Without either, everyone is `local`, and
 only this machine can ask.
-
-What kind of key checks a token's signature is the deployment's to say, never the token's: with a shared secret only
-HS256 is taken, with a provider's key set only RS256 and ES256.
 """
 
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-import jwt
 from starlette.requests import Request
 from tapeline import limits
 from tapeline.settings import ConfigError, Settings
 
 from . import host
-from .jwks import ALGORITHMS, KeySet
 from .problem import Problem
+
+if TYPE_CHECKING:
+    from .bearer import Tokens
 
 KEYS: Final = "TAPELINE_API_KEYS"
 SECRET: Final = "TAPELINE_JWT_SECRET"
@@ -27,18 +25,6 @@ ISSUER: Final = "TAPELINE_JWT_ISSUER"
 LOCAL: Final = "local"
 
 _CHALLENGE: Final = 'Bearer realm="tapeline"'
-_REFUSED: Final = (
-    (jwt.ExpiredSignatureError, "The token has expired."),
-    (jwt.ImmatureSignatureError, "The token is not valid yet."),
-    (jwt.InvalidAudienceError, "The token is for another audience."),
-    (jwt.InvalidIssuerError, "The token is of another issuer."),
-    (
-        jwt.MissingRequiredClaimError,
-        "The token lacks a claim; it needs `sub`, `exp`, `aud`, and `iss` where it is set.",
-    ),
-    (jwt.InvalidSignatureError, "The token's signature does not match."),
-    (jwt.PyJWTError, "The token is not one of this deployment."),
-)
 
 
 @dataclass(frozen=True)
@@ -49,53 +35,10 @@ class Caller:
     expires_at: float | None = None
 
 
-class Tokens:
-    """Names the user of a token."""
-
-    def __init__(self, keys: bytes | KeySet, audience: str, issuer: str | None) -> None:
-        self.keys = keys
-        self._audience = audience
-        self._issuer = issuer
-
-    async def caller(self, token: str) -> Caller:
-        """The token's `sub`. Raises `Problem` 401, and 503 where the provider's keys are not known."""
-        if len(token) > limits.TOKEN_CHARS_MAX:
-            raise refused(f"A token may have {limits.TOKEN_CHARS_MAX} characters at most.")
-        try:
-            key, algorithm = await self._key(token)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                audience=self._audience,
-                issuer=self._issuer,
-                leeway=limits.TOKEN_LEEWAY_S,
-                options={"require": ["sub", "exp"]},
-            )
-        except (jwt.PyJWTError, ValueError) as error:  # a ValueError: not ASCII
-            raise refused(next((why for kind, why in _REFUSED if isinstance(error, kind)), _REFUSED[-1][1])) from None
-        user = claims["sub"]
-        if not 0 < len(user) <= limits.USER_CHARS_MAX or not user.isprintable():
-            raise refused(f"The token's `sub` must be 1 to {limits.USER_CHARS_MAX} printable characters.")
-        return Caller(user, int(claims["exp"]) + limits.TOKEN_LEEWAY_S)  # when it is refused from on
-
-    async def _key(self, token: str) -> tuple[Any, str]:
-        if isinstance(self.keys, bytes):
-            return self.keys, "HS256"
-        header = jwt.get_unverified_header(token)
-        algorithm, kid = header.get("alg", ""), header.get("kid")
-        if algorithm not in ALGORITHMS.values():
-            raise jwt.InvalidAlgorithmError
-        key = await self.keys.key(kid, algorithm)
-        if key is None:
-            raise jwt.InvalidKeyError
-        return key, algorithm
-
-
 class Auth:
     """Names the caller of a request by what its `Authorization` bears."""
 
-    def __init__(self, keys: Mapping[str, str], tokens: Tokens | None = None) -> None:
+    def __init__(self, keys: Mapping[str, str], tokens: "Tokens | None" = None) -> None:
         self._keys = [(user, key.encode()) for user, key in keys.items()]
         self._tokens = tokens
 
@@ -111,8 +54,8 @@ class Auth:
 
     async def keep(self) -> None:
         """Keeps what tokens are checked with up to date, for ever."""
-        if self._tokens is not None and isinstance(self._tokens.keys, KeySet):
-            await self._tokens.keys.keep()
+        if self._tokens is not None:
+            await self._tokens.keep()
 
     def check_host(self, request: Request) -> None:
         """Raises `Problem` 403 where a page whose name was made to mean this machine uses a browser to ask."""
@@ -164,7 +107,7 @@ def secret(settings: Settings, name: str) -> bytes:
     return value
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _tokens(settings: Settings) -> "Tokens | None":
     shared, url = secret(settings, SECRET), settings.text(JWKS_URL)
     audience, issuer = settings.text(AUDIENCE), settings.text(ISSUER)
     if shared and url:
@@ -175,4 +118,6 @@ def _tokens(settings: Settings) -> Tokens | None:
         return None
     if not audience:
         raise ConfigError(f"{AUDIENCE} is not set; without it a token made for another service would do here")
-    return Tokens(shared or KeySet(url), audience, issuer or None)
+    from .bearer import Tokens  # a third of an edge's start, and many take keys only
+
+    return Tokens.configured(shared, url, audience, issuer)

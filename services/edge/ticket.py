@@ -10,7 +10,6 @@ import secrets
 import time
 from typing import Final
 
-import jwt
 from tapeline import limits
 from tapeline.settings import Settings
 
@@ -45,12 +44,16 @@ class Tickets:
         """A ticket, and when it ends (ms since the epoch). Raises `Problem` 501."""
         if self._key is None:
             raise Problem(501, "tickets_off", f"This deployment makes no tickets: its edges have no {SECRET}.")
+        import jwt  # see `auth`
+
         expires_at = int(min(time.time() + limits.TICKET_S, caller.expires_at or math.inf))
         claims = {"aud": _AUDIENCE, "sub": caller.user, "exp": expires_at, "conversation": conversation}
         return jwt.encode(claims | {"until": caller.expires_at}, self._key, "HS256"), expires_at * 1000
 
     def caller(self, ticket: str, conversation: str) -> Caller:
         """Who may read this conversation's events by this ticket. Raises `Problem` 401."""
+        import jwt
+
         try:
             if self._key is None or len(ticket) > limits.TOKEN_CHARS_MAX:
                 raise jwt.InvalidTokenError
