@@ -18,7 +18,7 @@ from services.embedded import EmbeddedNats
 from services.process import spawn_options
 
 ROOT: Final = Path(__file__).parent.parent
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
 PASSWORDS: Final = {role: f"{role}-secret" for role in (permissions.ROOT, *(it.name for it in permissions.ROLES))}
 POLL_S: Final = 0.02
 EXIT_S: Final = 15.0  # for what a process does before and after its grace time, on a busy machine

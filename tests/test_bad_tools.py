@@ -129,7 +129,7 @@ async def test_a_tool_that_never_ends_has_its_places_and_no_more_and_then_its_wo
     await runs[2].started(waiting)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(180)
 async def test_a_tool_that_ends_its_worker_does_so_three_times_at_most(tape: Tape, workers: Start) -> None:
     started = await asyncio.gather(*(workers(BAD) for _ in range(limits.TOOL_ATTEMPTS_MAX + 2)))
     asked, risky = Asked(tape), Asked(tape)

@@ -17,7 +17,7 @@ from tests.model_server import ModelServer, answers, refuses
 from tests.stack import Stack
 
 # One browser for all; seconds: an answer is streamed in each, and some break what carries it.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 ANSWER_MS = 30_000  # an answer of the demo, the slow tool included
 WORDS = 1_000
