@@ -114,6 +114,7 @@ class Intake(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self._head_bytes = 0  # what still comes as a header is a trailer
+        self._listen()
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -154,8 +155,14 @@ class Intake(HttpToolsProtocol):
         """
         if self._ended is None:
             self._told = told
+            self._listen()
         else:
             told(self._ended)
+
+    def _listen(self) -> None:
+        """Uvicorn reads nothing while a request waits behind another, and would not see that its reader leaves."""
+        if self._told is not None:
+            self.flow.resume_reading()
 
     def returned(self) -> None:
         """Whoever answers has come to an end. An answer without one is cut off, and nothing of it waits to be taken."""
