@@ -165,14 +165,15 @@ function entryView(acts: EntryActs): View<Entry, string> {
     node: h("li", {}, link, rename, remove),
     update(entry, current) {
       shown = entry;
+      const title = entry.title || "New chat"; // nobody has said anything there yet
       link.href = href({ id: entry.id, view: "chat" });
-      setText(link, entry.title);
-      link.title = entry.title;
+      setText(link, title);
+      link.title = title;
       if (entry.id === current) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
       for (const [button, verb] of [[rename, "Rename"], [remove, "Delete"]] as const) {
         button.title = verb;
-        button.setAttribute("aria-label", `${verb} “${entry.title}”`);
+        button.setAttribute("aria-label", `${verb} “${title}”`);
       }
     },
   };
