@@ -9,6 +9,9 @@ import type { Logged } from "./timeline.ts";
 export const EVENTS_MAX = 200_000; // on the page; an export has all
 export const CHARS_MAX = 200_000_000; // of their JSON
 
+const TRIES_MAX = 4; // in a row, none of which brought an event
+const RETRY_MS = 500; // to the second, and as much longer to each after it
+
 const LOAD_EVENTS = 2_000; // between two words on how far it is
 
 /** The log as far as it is on the page. */
@@ -32,8 +35,22 @@ export class Log {
     return this.events.at(-1)?.id ?? 0;
   }
 
-  /** Reads on to the end, after what is here. */
+  /** Reads on to the end, after what is here; a connection that breaks off is made again, a few times. */
   async load(signal: AbortSignal, onEvents: (events: number) => void): Promise<void> {
+    for (let tries = 1; ; tries += 1) {
+      const { last } = this;
+      try {
+        return await this.#read(signal, onEvents);
+      } catch (error) {
+        if (this.last > last) tries = 1;
+        const isFinal = error instanceof Refused && !error.passes;
+        if (signal.aborted || isFinal || tries === TRIES_MAX) throw error;
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS * tries));
+      }
+    }
+  }
+
+  async #read(signal: AbortSignal, onEvents: (events: number) => void): Promise<void> {
     for await (const line of lines(parts((await this.open(signal)).body!))) {
       this.cut = this.events.length >= EVENTS_MAX || this.#chars + line.length > CHARS_MAX;
       if (this.cut) return;
