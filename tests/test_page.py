@@ -432,7 +432,7 @@ async def test_a_reload_in_the_middle_continues(page: Page) -> None:
 
 
 async def test_nothing_is_being_written_in_a_replay(page: Page) -> None:
-    await ask(page, f"long {WORDS}")
+    await ask(page, f"long {20 * WORDS}")  # it goes on until it is stopped
     await midway(page)
     await expect(page.locator("html")).to_have_class("writing")
     await page.get_by_role("link", name="Replay").click()

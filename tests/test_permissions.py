@@ -202,7 +202,7 @@ async def test_wrong_credentials_and_none_are_one_clear_error(server: EmbeddedNa
     ("module", "role", "subject"),
     [
         ("services.inference", "tools", "CONSUMER.MSG.NEXT."),
-        ("services.tools", "edge", "CONSUMER.CREATE.TAPE_0"),
+        ("services.tools", "edge", "CONSUMER.CREATE.TAPE_"),
         ("services.provision", "auditor", "STREAM.CREATE"),
         ("services.edge", "nobody", "does not accept these credentials"),
     ],

@@ -134,8 +134,8 @@ async def test_an_attempt_that_does_not_count_says_so(replayed: Page, recorded: 
     lost = [one for one in facts if one["run"] == claim["run"] and one.get("attempt") == 1 and one["type"] == "token"]
     await pick(replayed, recorded[1], facts.index(lost[-1]))
     chosen = replayed.locator(".row[aria-selected=true]:visible")
-    await expect(chosen.locator("s")).to_have_text(lost[-1]["text"].strip())
-    await expect(chosen).to_contain_text("superseded by attempt 2")
+    await expect(chosen.locator("s.brief")).to_have_text(lost[-1]["text"].strip())
+    await expect(chosen.filter(has=replayed.locator("s.brief"))).to_contain_text("superseded by attempt 2")
     await replayed.get_by_role("tab", name="Steps and tools").click()
     await replayed.locator(".row:visible").filter(has_text="superseded by attempt 2").click()
     written = replayed.locator(".attempt-text")

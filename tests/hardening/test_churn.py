@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(150)  # seconds: thousands of connections, on m
 OPENED: Final = 2_000
 TOGETHER: Final = 50
 ASKING: Final = 20  # at once: whether a loaded machine answers hundreds in time is not the question here
+ENDLESS: Final = "long 60000"  # more than a minute: it goes on until it is stopped
 
 
 async def test_two_thousand_streams_opened_and_closed(stack: Stack, client: Client) -> None:
@@ -89,7 +90,7 @@ async def test_one_id_created_and_deleted_at_once(stack: Stack, client: Client) 
 
 async def test_a_thousand_stops_of_one_run(stack: Stack, client: Client) -> None:
     """Would be a thousand facts, or a stop that comes after the end."""
-    conversation, run = await client.ask("long 3000")
+    conversation, run = await client.ask(ENDLESS)
     async with client.events(conversation, run=run) as stream:
         await stream.until("token")
         answers = await at_once(ASKING, (client.stop(conversation, run) for _ in range(1_000)))
@@ -112,7 +113,7 @@ async def test_five_hundred_posts_of_one_key(stack: Stack, client: Client) -> No
 async def test_a_busy_conversation_asked_by_two_hundred(stack: Stack, client: Client) -> None:
     """Would let more than one through, or keep all of them trying."""
     conversation = await client.create()
-    answers = await at_once(ASKING, (client.send(conversation, "long 3000") for _ in range(200)))
+    answers = await at_once(ASKING, (client.send(conversation, ENDLESS) for _ in range(200)))
     [run] = [answer.json()["run"] for answer in answers if answer.status_code == 202]
     for answer in answers:
         assert answer.status_code == 202 or problem(answer, 409, "busy")["run"] == run
