@@ -163,6 +163,28 @@ async def test_an_append_that_is_cancelled_as_its_answer_comes_is_cancelled(tape
     assert met > 20
 
 
+async def test_connecting_ends_though_a_cancellation_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nats-py's `wait_for` may: it tried again for ever, and a service that is not let in never said so."""
+    ignored = 0
+
+    async def connect_of_nats_py(*_: Any, **__: Any) -> None:
+        nonlocal ignored
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if ignored == 2:
+                    raise
+                ignored += 1
+
+    monkeypatch.setattr(limits, "CONNECT_TIMEOUT_S", 0)
+    monkeypatch.setattr(Client, "connect", connect_of_nats_py)
+    async with asyncio.timeout(30):
+        with pytest.raises(Unavailable, match="cannot reach NATS"):
+            await connect("nats://127.0.0.1:1", "test")
+    assert ignored == 2
+
+
 # Batches
 
 

@@ -6,7 +6,7 @@ It knows nothing of streams and subjects: `tape` does.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -144,8 +144,9 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
 
     named, known = login(url)
     try:
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S * len(named) + 1):
-            await nc.connect(
+        await _within(
+            limits.CONNECT_TIMEOUT_S * len(named) + 1,
+            nc.connect(
                 named,
                 user=known[0] if known else None,
                 password=known[1] if known else None,
@@ -158,12 +159,33 @@ async def connect(url: str, name: str, doubts: Doubts | None = None) -> Client:
                 reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds to sleep, and a fraction will do
                 ping_interval=10,
                 max_outstanding_pings=2,
-            )
+            ),
+        )
     except (OSError, TimeoutError, nats.errors.Error) as error:
+        if nc._transport is not None:  # noqa: SLF001 - of the last try, which nobody else would close
+            nc._transport.close()  # type: ignore[no-untyped-call] # noqa: SLF001
         if _is_rejection(refused or error):
             raise Denied(f"NATS at {_redacted(url)} does not accept these credentials") from error
         raise Unavailable(f"cannot reach NATS at {_redacted(url)}: {reason(refused or error)}") from error
     return nc
+
+
+async def _within(timeout_s: float, work: Coroutine[Any, Any, None]) -> None:
+    """Waits for the work for so long. Raises `TimeoutError`.
+
+    As `asyncio.timeout`, for what has nats-py's `wait_for` in a loop that tries again: that may swallow a cancellation,
+    and the loop would go on for ever. So it is cancelled until it has ended.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+        if not task.done():
+            raise TimeoutError(f"not within {timeout_s:g} s")
+        task.result()
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=limits.CANCEL_AGAIN_S)
 
 
 class _Straight:

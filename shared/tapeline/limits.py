@@ -27,6 +27,7 @@ PENDING_CHARS_MAX: Final = 64_000  # waiting to be appended; beyond it the provi
 
 # The connection
 CONNECT_TIMEOUT_S: Final = 2  # one server
+CANCEL_AGAIN_S: Final = 0.1  # after a cancellation that nothing came of
 MOVE_AFTER_S: Final = 5.0  # a leader has not answered for this long: look whether the server is cut off, and move
 MOVE_AGAIN_S: Final = 3.0  # until the next look
 LEADER_LEASE_S: Final = 3.0  # a replica heard of more recently has elected no other leader: nats-server takes 4 s
