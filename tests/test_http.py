@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 from tapeline import audit, limits, subjects
 from tapeline.connection import api
 from tapeline.events import UNDECODABLE
@@ -18,8 +19,11 @@ from tapeline.record import Entry, Record
 from tapeline.settings import EX_CONFIG
 from tapeline.tape import Stale, Tape
 
+from services.edge.refusal import Refusals
+from services.edge.server import Server
+from services.edge.stream import CONNECTION
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
-from tests.stack import POLL_S, ROOT, Process, Stack, free_port
+from tests.stack import POLL_S, ROOT, Process, Stack, free_port, until
 
 JSON: Final = {"Content-Type": "application/json"}
 BODY_BYTES: Final = 10 << 20
@@ -704,3 +708,33 @@ async def append(stack: Stack, conversation: str, kind: str, events: list[bytes]
                     last = stale.last
     finally:
         await tape.close()
+
+
+# Connections
+
+
+async def test_an_answer_that_is_late_to_end_leaves_the_next_one_whole() -> None:
+    """A file that is sent is closed after that, when its reader may be at the next one on the same connection."""
+    second_has_begun, first_has_ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        is_first = scope["path"] == "/first"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        if not is_first:
+            second_has_begun.set()
+            await first_has_ended.wait()
+        await send({"type": "http.response.body", "body": b"whole"})
+        if is_first:
+            await second_has_begun.wait()
+        scope[CONNECTION].returned(scope)
+        if is_first:
+            first_has_ended.set()
+
+    port = free_port()
+    server = Server(app, "127.0.0.1", port, [], Refusals(), lambda: None)
+    serving = asyncio.create_task(server.serve())
+    await until("serving", lambda: server.started)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        assert [(await http.get(path)).text for path in ("/first", "/second")] == ["whole", "whole"]
+    server.should_exit = True
+    await serving

@@ -79,7 +79,7 @@ def application(calls: Calls, refusals: Refusals, origins: Sequence[str] = ()) -
         if stream := scope.get(STREAM):
             await stream.run(scope, receive, send)
         if connection := scope.get(CONNECTION):
-            connection.returned()
+            connection.returned(scope)
 
     return outermost
 

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 import httptools
+from starlette.types import Scope
 from tapeline import limits
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -164,9 +165,11 @@ class Intake(HttpToolsProtocol):
         if self._told is not None:
             self.flow.resume_reading()
 
-    def returned(self) -> None:
-        """Whoever answers has come to an end. An answer without one is cut off, and nothing of it waits to be taken."""
-        if self._is_under_way:
+    def returned(self, scope: Scope) -> None:
+        """Who answers the request of `scope` has come to an end. An answer without one is cut off, and nothing of it
+        waits to be taken. It may be the next request that is answered by now, which is none of their business.
+        """
+        if self._is_under_way and self._answering is not None and self._answering.scope is scope:
             self.cut("left")
 
     def look(self, now: float) -> None:
