@@ -13,7 +13,7 @@ from tapeline.tape import Deployment, Tape
 from services.embedded import EmbeddedNats
 from tests.browser import browser, page
 from tests.client import Client
-from tests.stack import Stack
+from tests.stack import Stack, free_port
 from tests.workers import Start, Worker
 
 __all__ = ["browser", "page"]
@@ -44,7 +44,7 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNats]:
 @pytest.fixture
 def nats_url(tmp_path: Path) -> Iterator[str]:
     """A fresh NATS server for one test; empty."""
-    server = EmbeddedNats(tmp_path / "nats")
+    server = EmbeddedNats(tmp_path / "nats", port=free_port())
     server.start()
     yield server.url
     server.stop()

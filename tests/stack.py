@@ -1,7 +1,9 @@
 """The whole of Tapeline as real processes, for tests that ask it over HTTP and kill its parts."""
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,10 +27,14 @@ EXIT_S: Final = 15.0  # for what a process does before and after its grace time,
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """A port that nothing has, nor gets unasked before it is used, or while whoever has it is restarted: those that the
+    system gives away by itself begin at 32768.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
@@ -120,7 +126,7 @@ class Stack:
 
     def __init__(self, folder: Path, env: Mapping[str, str], nats: Nats | None = None) -> None:
         self.folder = folder
-        self.nats = nats or EmbeddedNats(folder / "nats", passwords=PASSWORDS)
+        self.nats = nats or EmbeddedNats(folder / "nats", port=free_port(), passwords=PASSWORDS)
         self.nats.start()
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))},
