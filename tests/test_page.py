@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 
 ANSWER_MS = 30_000  # an answer of the demo, the slow tool included
 WORDS = 1_000
+ENDLESS = 20 * WORDS  # for an answer that is to be stopped, however slow the machine
 OFFLINE_S = 20
 CHATS = 30  # in a row
 LIST_PAGE = 40  # conversations that the side bar asks for at a time
@@ -82,9 +83,9 @@ async def words_shown(page: Page) -> list[int]:
     return [int(number) for number in re.findall(r"\bword(\d+)", await page.locator(".text").last.inner_text())]
 
 
-async def midway(page: Page) -> None:
+async def midway(page: Page, words: int = WORDS) -> None:
     await expect(page.locator(".text").last).to_contain_text("word40 ", timeout=ANSWER_MS)
-    assert max(await words_shown(page)) < WORDS, "the answer was over before it could be disturbed"
+    assert max(await words_shown(page)) < words, "the answer was over before it could be disturbed"
 
 
 async def assert_as_on_the_tape(page: Page) -> None:
@@ -265,13 +266,13 @@ async def test_two_tabs_see_the_same_and_each_can_stop(page: Page) -> None:
     await answered(page, runs=2)
     assert await words_shown(other) == list(range(1, WORDS + 1))
     assert await page.locator("#runs").inner_html() == await other.locator("#runs").inner_html()
-    await ask(page, f"long {WORDS}")
+    await ask(page, f"long {ENDLESS}")
     await expect(page.locator(".run .text")).to_have_count(3, timeout=ANSWER_MS)
-    await midway(page)
+    await midway(page, ENDLESS)
     await other.get_by_role("button", name="Stop").click()
     await expect(page.locator(".note:visible")).to_have_text("Stopped.")
     await answered(other, runs=3)
-    assert 40 <= len(await words_shown(page)) < WORDS
+    assert 40 <= len(await words_shown(page)) < ENDLESS
     assert await page.locator("#runs").inner_html() == await other.locator("#runs").inner_html()
 
 
@@ -404,12 +405,12 @@ async def test_keys(page: Page) -> None:
     message = page.get_by_label("Message", exact=True)
     await message.fill("long")
     await page.keyboard.press("Shift+Enter")
-    await page.keyboard.type("300 words")
-    await expect(message).to_have_value("long\n300 words")
+    await page.keyboard.type(f"{ENDLESS} words")
+    await expect(message).to_have_value(f"long\n{ENDLESS} words")
     await page.keyboard.press("Enter")
     await expect(message).to_have_value("")
-    await expect(page.locator(".question").first).to_have_text("long\n300 words")
-    await midway(page)
+    await expect(page.locator(".question").first).to_have_text(f"long\n{ENDLESS} words")
+    await midway(page, ENDLESS)
     await message.focus()
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("button", name="Stop")).to_be_focused()
@@ -432,8 +433,8 @@ async def test_a_reload_in_the_middle_continues(page: Page) -> None:
 
 
 async def test_nothing_is_being_written_in_a_replay(page: Page) -> None:
-    await ask(page, f"long {20 * WORDS}")  # it goes on until it is stopped
-    await midway(page)
+    await ask(page, f"long {ENDLESS}")
+    await midway(page, ENDLESS)
     await expect(page.locator("html")).to_have_class("writing")
     await page.get_by_role("link", name="Replay").click()
     await expect(page.locator(".replay .summary")).to_contain_text("events", timeout=ANSWER_MS)
@@ -666,12 +667,12 @@ async def test_a_cursor_the_server_no_longer_has_loads_the_snapshot(page: Page) 
 
 
 async def test_stop(page: Page) -> None:
-    await ask(page, f"long {WORDS}")
-    await midway(page)
+    await ask(page, f"long {ENDLESS}")
+    await midway(page, ENDLESS)
     await page.get_by_role("button", name="Stop").click()
     await expect(page.locator(".note")).to_have_text("Stopped.")
     shown = await words_shown(page)
-    assert 40 <= len(shown) < WORDS
+    assert 40 <= len(shown) < ENDLESS
     await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     await assert_as_on_the_tape(page)
     await ask(page, "long 5")
