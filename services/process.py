@@ -6,6 +6,7 @@ leaves its children behind.
 """
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ class SpawnOptions(TypedDict):
 
 def spawn_options() -> SpawnOptions:
     """Call this from the thread that starts the child: the kernel means that thread when it says parent."""
-    return {"start_new_session": True, "preexec_fn": _bound_to(os.getpid()) if _libc else None}
+    return {"start_new_session": True, "preexec_fn": functools.partial(bind_to, os.getpid()) if _libc else None}
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
@@ -45,12 +46,10 @@ def ending(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _bound_to(parent: int) -> Callable[[], None]:
+def bind_to(parent: int) -> None:
+    """In a child on Linux: has it killed when its parent ends."""
     # Runs between fork and exec: nothing here may import, allocate much or take a lock.
-    def bind() -> None:
-        assert _libc is not None
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was told
-            os._exit(1)
-
-    return bind
+    assert _libc is not None
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)

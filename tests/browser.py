@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
-from tests.stack import ROOT, Stack
+from tests import ROOT
+from tests.stack import Stack
 
 CHROMIUM_FLAGS: Final = [
     "--no-sandbox",

@@ -17,8 +17,9 @@ from typing import ClassVar, Final
 import httpx
 import pytest
 
+from tests import ROOT
 from tests.client import Client
-from tests.stack import ROOT, free_port, wait_until
+from tests.stack import free_port, wait_until
 
 DEPLOY: Final = ROOT / "docs" / "deploy"
 KEY: Final = "ann-secret"

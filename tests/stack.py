@@ -7,19 +7,20 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import httpx
 from tapeline import limits, permissions
+from tapeline.settings import Settings
 
+from services import provision
 from services.embedded import EmbeddedNats
-from services.process import spawn_options
+from tests.forkserver import spawn
 
-ROOT: Final = Path(__file__).parent.parent
 START_TIMEOUT_S: Final = 60.0
 PASSWORDS: Final = {role: f"{role}-secret" for role in (permissions.ROOT, *(it.name for it in permissions.ROLES))}
 POLL_S: Final = 0.02
@@ -64,17 +65,9 @@ class Process:
     def __init__(self, module: str, env: Mapping[str, str], log: Path, ready: Callable[[], bool] | None = None) -> None:
         self.module = module
         self._log = log
-        self._out: IO[bytes] = log.open("ab")
+        log.touch()
         self._from = log.stat().st_size
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", *module.split()],
-            cwd=ROOT,
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=subprocess.STDOUT,
-            **spawn_options(),
-        )
+        self.popen = spawn(module.split(), env, log, log)
         try:
             wait_until(f"{module} ready", lambda: self._is_ready(ready), START_TIMEOUT_S)
         except BaseException:
@@ -102,9 +95,7 @@ class Process:
                 except subprocess.TimeoutExpired:
                     self.popen.kill()
                     raise
-        code = self.popen.wait(15)
-        self._out.close()
-        return code
+        return self.popen.wait(15)
 
 
 class Nats(Protocol):
@@ -143,15 +134,9 @@ class Stack:
 
     def provision(self) -> None:
         """Makes what is not there."""
-        provisioned = subprocess.run(
-            [sys.executable, "-m", "services.provision"],
-            cwd=ROOT,
-            env=self.env_for("provision"),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert provisioned.returncode == 0, provisioned.stderr
+        with ThreadPoolExecutor(1) as elsewhere:  # there may be a loop in this thread
+            making = provision.main(Settings(self.env_for("provision")))
+            elsewhere.submit(asyncio.run, making).result(START_TIMEOUT_S)
 
     def env_for(self, role: str) -> dict[str, str]:
         """The environment of a service, with the credentials of its role."""

@@ -10,7 +10,8 @@ from typing import Final
 from tapeline.settings import EX_CONFIG
 
 from services.process import STOP_GRACE_S
-from tests.stack import ROOT, free_port, wait_until
+from tests import ROOT
+from tests.stack import free_port, wait_until
 
 UP_TIMEOUT_S: Final = 40.0
 DOWN_TIMEOUT_S: Final = STOP_GRACE_S + 5

@@ -35,9 +35,10 @@ from services.edge import jwks
 from services.edge.auth import Caller
 from services.edge.problem import Problem
 from services.edge.ticket import Tickets
+from tests import ROOT
 from tests.browser import CHROMIUM_FLAGS, chromium
 from tests.client import SSE, Client, at_once, log_of, problem, types
-from tests.stack import POLL_S, ROOT, Stack, until
+from tests.stack import POLL_S, Stack, until
 from tests.test_client import NODE
 from tests.test_page import ANSWER_MS
 

@@ -76,8 +76,7 @@ async def test_what_a_bad_tool_does_is_one_result_and_the_worker_lives(tape: Tap
     assert f"pulse {beating}: heard from a process" in worker.said()
     (call,) = await last.call("add", {"a": 1, "b": 1})
     assert (await last.result(call)).content == 2
-    assert worker.process is not None
-    assert worker.process.returncode is None
+    assert worker.process.poll() is None
 
 
 async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_worker(tape: Tape, workers: Start) -> None:
@@ -101,9 +100,7 @@ async def test_a_tool_that_blocks_the_loop_stops_no_other_kind_and_then_its_work
     assert f"block_the_loop {blocking}, at " in worker.said()
     assert "bad_tools.py" in worker.said()
     assert "in block_the_loop: time.sleep(seconds)" in worker.said()
-    assert worker.process is not None
-    async with asyncio.timeout(8 + limits.DRAIN_S + 5):
-        assert await worker.process.wait() == 70
+    assert await worker.ended(8 + limits.DRAIN_S + 5) == 70
     last = worker.said().splitlines()[-1]
     assert last.startswith("tools: the async tools' event loop has been blocked for 8 s (tool block_the_loop")
     assert (await beats.result(beating)).outcome == "unknown", "it drained"
@@ -120,9 +117,7 @@ async def test_a_tool_that_never_ends_has_its_places_and_no_more_and_then_its_wo
     (waiting,) = await runs[2].call("never_twice", {})
     (adding,) = await runs[3].call("add", {"a": 1, "b": 1})
     assert (await runs[3].result(adding)).content == 2
-    assert worker.process is not None
-    async with asyncio.timeout(4 + limits.DRAIN_S + 15):
-        assert await worker.process.wait() == 70
+    assert await worker.ended(4 + limits.DRAIN_S + 15) == 70
     assert worker.said().splitlines()[-1].startswith("tools: tool never_twice: calls of it do not end")
     assert not await runs[2].of(ToolStarted, waiting), "there was no place for it"
     await workers(BAD)
@@ -181,9 +176,7 @@ async def test_pools_share_a_tool_and_disagree_about_none(tape: Tape, workers: S
     for pool, other in (("tests-greeter", "one"), ("one", "other"), ("other", "one")):
         named = {} if pool == "tests-greeter" else {"TAPELINE_POOL": pool}
         refused = await workers("tests.greeter", env=named | {"GREETER": "2"}, ready=False)
-        assert refused.process is not None
-        async with asyncio.timeout(WAIT_S):
-            assert await refused.process.wait() == 78
+        assert await refused.ended() == 78
         lines = [line for line in refused.said().splitlines() if f"so pool {pool} cannot" in line]
         assert len(lines) == 1
         assert lines[0].startswith(f"tools: tool greet: pool {other} serves it with another schema")

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import pytest
 
+from tests import ROOT
 from tests.client import as_received, log_of
 from tests.line import Line
-from tests.stack import ROOT, Stack
+from tests.stack import Stack
 
 BIN: Final = Path(sys.prefix) / "bin"
 NODE: Final = str(BIN / "node")

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from services.inference import demo
-from tests.stack import ROOT
+from tests import ROOT
 
 TEXTS: Final = {
     **{name: (ROOT / name).read_text() for name in ("README.md", "docs/tools.md", "docs/api.md", "docs/operating.md")},

@@ -20,7 +20,8 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.stack import ROOT, wait_until
+from tests import ROOT
+from tests.stack import wait_until
 from tests.system import System
 from tests.test_compose import specification
 

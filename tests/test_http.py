@@ -22,8 +22,9 @@ from tapeline.tape import Stale, Tape
 from services.edge.refusal import Refusals
 from services.edge.server import Server
 from services.edge.stream import CONNECTION
+from tests import ROOT
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
-from tests.stack import POLL_S, ROOT, Process, Stack, free_port, until
+from tests.stack import POLL_S, Process, Stack, free_port, until
 
 JSON: Final = {"Content-Type": "application/json"}
 BODY_BYTES: Final = 10 << 20

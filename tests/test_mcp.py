@@ -33,8 +33,9 @@ from tapeline.tools.testing import call_tool
 
 from services.inference.history import prompt_of
 from services.inference.prompt import ResultTurn
+from tests import ROOT
 from tests.mcp_server import Web
-from tests.stack import ROOT, free_port, until, wait_until
+from tests.stack import free_port, until, wait_until
 from tests.test_clients import node
 from tests.workers import Asked, Start, Worker
 
@@ -149,9 +150,7 @@ def test_a_file_that_is_none(text: str, problem: str) -> None:
 
 async def test_a_worker_says_in_a_line_what_is_wrong_with_its_servers(tmp_path: Path, workers: Start) -> None:
     worker = await workers("--mcp", str(tmp_path / "none.json"), ready=False, url="nats://127.0.0.1:1")
-    assert worker.process is not None
-    async with asyncio.timeout(15):
-        assert await worker.process.wait() == 78
+    assert await worker.ended(15) == 78
     assert worker.said() == f"tools: {tmp_path / 'none.json'} cannot be read: No such file or directory\n"
 
 
@@ -517,7 +516,6 @@ async def progressed(asked: Asked, call: str) -> bool:
 
 
 def pid(worker: Worker) -> int:
-    assert worker.process is not None
     return worker.process.pid
 
 

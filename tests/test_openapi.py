@@ -16,8 +16,9 @@ import schemathesis
 from openapi_spec_validator import validate
 
 from services.edge import openapi
+from tests import ROOT
 from tests.client import NDJSON, SSE, Client, Parser, problem
-from tests.stack import ROOT, Stack
+from tests.stack import Stack
 
 ANNS: Final = "key-of-ann-1"
 EXAMPLES: Final = 5  # of each call, and of chains of calls

@@ -13,8 +13,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from services.edge.app import PageFiles
+from tests import ROOT
 from tests.client import Client, problem
-from tests.stack import ROOT, free_port, wait_until
+from tests.stack import free_port, wait_until
 from tests.system import DOWN_TIMEOUT_S, UP_TIMEOUT_S
 
 

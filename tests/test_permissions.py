@@ -25,8 +25,8 @@ from tapeline.tape import Deployment, Tape
 from tapeline.tools import consumer
 
 from services.embedded import EmbeddedNats
+from tests import ROOT as ROOT_FOLDER
 from tests.stack import PASSWORDS
-from tests.stack import ROOT as ROOT_FOLDER
 
 CONVERSATION: Final = "c"
 ANSWER_S: Final = 2.0

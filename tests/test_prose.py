@@ -19,8 +19,8 @@ import pytest_asyncio
 from playwright.async_api import Page, async_playwright
 
 from services.edge.app import CSP
+from tests import ROOT
 from tests.browser import CHROMIUM_FLAGS, chromium
-from tests.stack import ROOT
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
 

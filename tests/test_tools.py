@@ -30,7 +30,7 @@ from tapeline.tools.worker import Worker as ToolWorker
 
 from services.embedded import EmbeddedNats
 from tests.stack import until
-from tests.workers import WAIT_S, Asked, Start, Worker, noted, said
+from tests.workers import Asked, Start, Worker, noted, said
 
 # Calls
 
@@ -228,7 +228,6 @@ async def test_what_a_version_began_that_must_not_run_twice_no_other_runs_again(
 
 async def test_a_paused_worker_adds_nothing_when_it_comes_back(tape: Tape, workers: Start) -> None:
     zombie = await workers()
-    assert zombie.process is not None
     asked = Asked(tape)
     (call,) = await asked.call("once", {"seconds": 1})
     await until("it runs", lambda: noted(zombie, 1))
@@ -383,9 +382,7 @@ async def test_tools_come_and_go_while_the_worker_runs(nats_url: str, tape: Tape
 )
 async def test_a_wrong_setting_is_one_clear_line(workers: Start, url: str, module: str, problem: str) -> None:
     worker = await workers(module, ready=False, url=url)
-    assert worker.process is not None
-    async with asyncio.timeout(WAIT_S):
-        assert await worker.process.wait() == 78
+    assert await worker.ended() == 78
     (line,) = worker.said().splitlines()
     assert problem in line
 
@@ -397,9 +394,7 @@ async def test_a_consumer_with_other_settings_is_refused(tape: Tape, workers: St
     changed = {"stream_name": stream, "config": found["config"] | {"ack_wait": 1_000_000_000}}
     await api(tape.nc, f"CONSUMER.CREATE.{stream}.{name}.{found['config']['filter_subject']}", changed)
     worker = await workers(ready=False)
-    assert worker.process is not None
-    async with asyncio.timeout(WAIT_S):
-        assert await worker.process.wait() == 78
+    assert await worker.ended() == 78
     (line,) = worker.said().splitlines()
     assert "consumer tool_add of TAPE_0 has ack_wait" in line
     with pytest.raises(Refused, match="ack_wait"):

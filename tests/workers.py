@@ -1,9 +1,7 @@
 """Tool workers as processes, and runs that call their tools as inference would write them."""
 
-import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +24,8 @@ from tapeline.events import (
 )
 from tapeline.tape import Tape
 
-from tests.stack import ROOT, START_TIMEOUT_S, until
+from tests.forkserver import Running, spawn
+from tests.stack import START_TIMEOUT_S, until
 
 WAIT_S: Final = 15.0
 
@@ -90,8 +89,13 @@ class Worker:
     def __init__(self, folder: Path, nats_url: str) -> None:
         self.folder = folder
         self.nats_url = nats_url
-        self.process: asyncio.subprocess.Process | None = None
         self.ready = ""
+        self._process: Running | None = None
+
+    @property
+    def process(self) -> Running:
+        assert self._process is not None
+        return self._process
 
     @property
     def journal(self) -> Path:
@@ -104,33 +108,34 @@ class Worker:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("TAPELINE_", "OTEL_"))}
         if self.nats_url:
             ours["TAPELINE_NATS_URL"] = self.nats_url
-        with (self.folder / f"worker-{uuid4().hex}.log").open("wb") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "tapeline.tools", *(modules or ("tests.toolbox",))),
-                cwd=ROOT,
-                env=ours | dict(env or {}) | {"TOOLBOX_JOURNAL": str(self.journal)},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-            )
-        assert self.process.stdout is not None
+        log = self.folder / f"worker-{uuid4().hex}.log"
+        self._process = spawn(
+            ["tapeline.tools", *(modules or ("tests.toolbox",))],
+            ours | dict(env or {}) | {"TOOLBOX_JOURNAL": str(self.journal)},
+            log.with_suffix(".out"),
+            log,
+        )
         if ready:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                line = (await self.process.stdout.readline()).decode()
-            assert line.startswith("tools ready: "), line + self.said()
-            self.ready = line
+            self.ready = await until("tools ready", lambda: self._ready(log.with_suffix(".out")), START_TIMEOUT_S)
         return self
+
+    def _ready(self, out: Path) -> str:
+        assert self.process.poll() is None, self.said()
+        line = out.read_text()
+        assert "tools ready: ".startswith(line[:13]), line + self.said()
+        return line if line.endswith("\n") else ""
 
     def said(self) -> str:
         return "".join(log.read_text() for log in self.folder.glob("worker-*.log"))
 
+    async def ended(self, timeout_s: float = WAIT_S) -> int:
+        """Its exit code, when it has ended by itself."""
+        await until("the worker has ended", lambda: self.process.poll() is not None, timeout_s)
+        return self.process.wait()
+
     async def end(self, number: int = signal.SIGTERM) -> int:
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        async with asyncio.timeout(WAIT_S):
-            return await self.process.wait()
+        self.process.send_signal(number)
+        return await self.ended()
 
 
 Start = Callable[..., Awaitable[Worker]]

@@ -20,7 +20,8 @@ from pathlib import Path
 import httpx
 
 from services.process import spawn_options
-from tests.stack import ROOT, Stack, free_port, wait_until
+from tests import ROOT
+from tests.stack import Stack, free_port, wait_until
 
 STAMP = re.compile(rb"(\d{10,}) ")
 
