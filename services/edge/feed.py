@@ -7,8 +7,7 @@ log at its own pace until it is back; nothing is kept for it meanwhile.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from opentelemetry import metrics
@@ -65,6 +64,24 @@ class About(NamedTuple):
 
 class Feed:
     """One conversation, followed, of which its readers have already been told `about`."""
+
+    __slots__ = (
+        "_base",
+        "_conversation",
+        "_cut",
+        "_error",
+        "_is_ready",
+        "_meters",
+        "_pages",
+        "_ring",
+        "_ring_bytes",
+        "_spans",
+        "_tape",
+        "_task",
+        "_waiting",
+        "about",
+        "readers",
+    )
 
     def __init__(self, tape: Tape, conversation: str, about: About, meters: Meters) -> None:
         self.about = about._replace(span=None)
@@ -269,21 +286,25 @@ class Feeds:
             return None
         return feed.about if run is None else feed.about_run(run)
 
-    @asynccontextmanager
-    async def of(self, conversation: str, about: About) -> AsyncIterator[Feed]:
-        """The conversation's feed, kept while open and a little longer."""
+    async def enter(self, conversation: str, about: About) -> Feed:
+        """The conversation's feed, with one reader more."""
         feed = self._feeds.get(conversation)
         if feed is None or feed.failed or feed.about.owner != about.owner:
             feed = self._feeds[conversation] = Feed(self._tape, conversation, about, self._meters)
         feed.readers += 1
         try:
             await feed.ready()
-            feed.learn(about)
-            yield feed
-        finally:
-            feed.readers -= 1
-            if feed.readers == 0:
-                asyncio.get_running_loop().call_later(limits.FEED_LINGER_S, self._drop, conversation, feed)
+        except BaseException:
+            self.leave(conversation, feed)
+            raise
+        feed.learn(about)
+        return feed
+
+    def leave(self, conversation: str, feed: Feed) -> None:
+        """With one less; without any, it is kept a little longer."""
+        feed.readers -= 1
+        if feed.readers == 0:
+            asyncio.get_running_loop().call_later(limits.FEED_LINGER_S, self._drop, conversation, feed)
 
     def _drop(self, conversation: str, feed: Feed) -> None:
         if feed.readers:

@@ -34,6 +34,23 @@ _MANY_WAIT: Final = Problem(400, "too_many_pipelined", "Wait for answers before 
 class Intake(HttpToolsProtocol):
     """One connection."""
 
+    # With these in its `__dict__`, that would have more than the 30 names up to which CPython shares them among
+    # instances: a KiB more for every idle stream.
+    __slots__ = (
+        "_answering",
+        "_dropped_bytes",
+        "_ended",
+        "_has_spoken",
+        "_head_bytes",
+        "_refusals",
+        "_refused",
+        "_silent_bytes",
+        "_taken_at",
+        "_timer",
+        "_told",
+        "_unsent_bytes",
+    )
+
     def __init__(self, *args: Any, refusals: Refusals, **more: Any) -> None:
         super().__init__(*args, **more)
         self._refusals = refusals

@@ -47,7 +47,7 @@ SSE_HEADERS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What a reader asked for."""
 
@@ -120,6 +120,8 @@ class Stream:
 
     What it sends in between is its kind's own loop, which ends when `how` is set.
     """
+
+    __slots__ = ("_now", "_release", "_sent_at", "beat", "how", "news", "reading", "streams")
 
     headers = SSE_HEADERS
     finished: Sequence[str] = ("complete", "drained", "expired")
@@ -209,11 +211,15 @@ class Stream:
 class Events(Stream):
     """Follows: what is stored after the cursor, then what is being written, as server-sent events."""
 
+    __slots__ = ()
+
     async def stream(self, send: Send) -> None:
         """Ends by itself after the end of the run that is read, if it is one."""
         after, view = self.reading.after, self.reading.view
         await self.send(send, HELLO)
-        async with self.streams.feeds.of(self.reading.conversation, self.reading.about) as feed:
+        feeds = self.streams.feeds
+        feed = await feeds.enter(self.reading.conversation, self.reading.about)
+        try:
             while self.how is None:
                 if feed.ends_at(after):
                     if self.beat:
@@ -239,6 +245,8 @@ class Events(Stream):
                     await self.send(send, chunk.data)
                 if chunk.ends:
                     self.how = "complete"
+        finally:
+            feeds.leave(self.reading.conversation, feed)
 
 
 class Replay(Stream):

@@ -109,6 +109,8 @@ class Bell:
     there would be one for every conversation that is watched.
     """
 
+    __slots__ = ("_is_rung", "_waiter")
+
     def __init__(self) -> None:
         self._is_rung = False
         self._waiter: asyncio.Future[None] | None = None

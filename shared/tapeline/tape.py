@@ -9,8 +9,8 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
@@ -435,29 +435,16 @@ class Tape:
 
     # Listening
 
-    @asynccontextmanager
-    async def live(
+    def live(
         self, conversation: str, take: Callable[[Record], None], doubt: Callable[[], None]
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """While open, `take` is given the live copy of each stored event. Copies may be lost; `doubt` is called
         when the connection was, so that some probably are.
 
         On entry the subscription is on its way, before any later request: what is stored after such a request
         was answered is sent.
         """
-        # No flush here: a flush that is cancelled, or times out, ends nats-py's read loop when its PONG comes.
-
-        def taken(message: Msg) -> None:
-            take(record(message))
-
-        subscription = await listen(self.nc, subjects.live(self.subject(conversation)), taken)
-        self._doubts.add(doubt)
-        try:
-            yield
-        finally:
-            self._doubts.discard(doubt)
-            if not self.nc.is_closed:
-                await subscription.unsubscribe()
+        return _Live(self.nc, self._doubts, subjects.live(self.subject(conversation)), take, doubt)
 
     # Timers and dead letters
 
@@ -554,3 +541,27 @@ class Tape:
     async def bury(self, service: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Puts what cannot be handled where an operator finds it."""
         await self.put(subjects.dead(service), data, headers)
+
+
+class _Live:
+    """One subscription to live copies. A generator would be a KiB more for every conversation that is watched."""
+
+    __slots__ = ("_doubt", "_doubts", "_nc", "_subject", "_subscription", "_take")
+
+    def __init__(
+        self, nc: Client, doubts: Doubts, subject: str, take: Callable[[Record], None], doubt: Callable[[], None]
+    ) -> None:
+        self._nc, self._doubts, self._subject, self._take, self._doubt = nc, doubts, subject, take, doubt
+
+    async def __aenter__(self) -> None:
+        # No flush here: a flush that is cancelled, or times out, ends nats-py's read loop when its PONG comes.
+        self._subscription = await listen(self._nc, self._subject, self._taken)
+        self._doubts.add(self._doubt)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._doubts.discard(self._doubt)
+        if not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+
+    def _taken(self, message: Msg) -> None:
+        self._take(record(message))
