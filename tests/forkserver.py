@@ -21,13 +21,17 @@ from typing import Any, Final, Protocol
 from services.process import bind_to, spawn_options
 from tests import ROOT
 
-IMPORTED: Final = {
-    "services.edge": "services.edge.app",
-    "services.inference": "services.inference.app",
-    "services.tools": "services.tools.builtin",
-    "tapeline.tools": "tapeline.tools.worker",
-}
-"""By what is run, what is imported before."""
+FORKED: Final = ("services.edge", "services.inference", "services.tools", "tapeline.tools")
+IMPORTED: Final = (
+    "services.edge.app",
+    "services.inference.app",
+    "services.inference.provider",
+    "pydantic_ai.models.anthropic",
+    "pydantic_ai.models.openai",
+    "services.tools.builtin",
+    "tapeline.tools.worker",
+)
+"""What those import, or do as soon as they are asked for a model."""
 
 
 class Running(Protocol):
@@ -48,7 +52,7 @@ def spawn(command: Sequence[str], env: Mapping[str, str], out: Path, err: Path) 
     """
     for file in (out, err):
         file.touch()
-    if sys.platform == "linux" and command[0] in IMPORTED and "PYTEST_VERSION" in os.environ:
+    if sys.platform == "linux" and command[0] in FORKED and "PYTEST_VERSION" in os.environ:
         return _server.spawn(list(command), dict(env), str(out), str(err))
     with out.open("ab") as stdout, err.open("ab") as stderr:
         return subprocess.Popen(
@@ -133,7 +137,7 @@ _server: Final = _Server()
 
 def _serve() -> list[str]:
     """Does what is asked for, until nobody can ask. Returns in each process that is forked: what it has to run."""
-    for module in IMPORTED.values():
+    for module in IMPORTED:
         importlib.import_module(module)
     assert threading.active_count() == 1, "a fork would have one thread of them"
     server = os.getpid()
