@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
-from tests import ROOT
+from tests import PATIENT_S, ROOT
 from tests.stack import Stack
 
 CHROMIUM_FLAGS: Final = [
@@ -24,6 +24,8 @@ CHROMIUM_FLAGS: Final = [
 ]
 AXE: Final = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 NOT_OURS: Final = re.compile(r"Failed to load resource: ")  # the browser's own line about a request that failed
+
+expect.set_options(timeout=1000 * PATIENT_S / 2)
 
 
 def chromium() -> str:

@@ -21,9 +21,10 @@ from tapeline.connection import Unavailable
 from tapeline.record import Entry, Record
 from tapeline.tape import Tape
 
+from tests import PATIENT_S
+
 T = TypeVar("T")
 
-ANSWER_S: Final = 20.0  # no answer, and no byte of a stream, takes longer; a heartbeat comes every 15 s
 FLOOD_EVENTS: Final = 1_500
 FLOOD_CHARS: Final = 8_000
 HEARTBEAT: Final = b": hb"
@@ -202,7 +203,7 @@ class Client:
         self.http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=ANSWER_S,
+            timeout=PATIENT_S,
             limits=httpx.Limits(max_connections=None),
             transport=transport,
             trust_env=False,
@@ -317,7 +318,7 @@ async def stored(nats_url: str, conversation: str) -> list[Record]:
 
 async def opened(nats_url: str) -> Tape:
     """A tape, as soon as NATS is there: a test may have killed it this moment."""
-    async with asyncio.timeout(ANSWER_S):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             try:
                 return await Tape.open(nats_url, "test")
@@ -383,8 +384,9 @@ async def at_once(limit: int, jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]
     turn = asyncio.Semaphore(limit)
 
     async def in_turn(job: Coroutine[Any, Any, T]) -> T:
-        async with turn:
-            return await job
+        with contextlib.closing(job):  # where its turn never comes
+            async with turn:
+                return await job
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(in_turn(job)) for job in jobs]

@@ -20,11 +20,11 @@ from typing import Any, Final, Self
 import httpx
 import pytest
 
+from tests import PATIENT_S
+
 AIMOCK: Final = Path(__file__).parent / "node" / "node_modules" / ".bin" / "aimock"
-START_S: Final = 20.0
 START_POLL_S: Final = 0.02
 STOP_S: Final = 5.0
-CONTROL_S: Final = 5.0
 
 Fixture = dict[str, Any]
 
@@ -121,7 +121,7 @@ class ModelServer:
         with log.open("wb") as out:
             command = [str(AIMOCK), "--config", str(config)]
             self._process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PATIENT_S
         while not (listening := re.search(r"listening on (\S+)\n", log.read_text())):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text()
@@ -164,7 +164,7 @@ class ModelServer:
         self._control("POST", "reset")
 
     def _control(self, method: str, path: str, body: object = None) -> Any:
-        response = httpx.request(method, f"{self.url}/__aimock/{path}", json=body, timeout=CONTROL_S)
+        response = httpx.request(method, f"{self.url}/__aimock/{path}", json=body, timeout=PATIENT_S)
         assert response.is_success, response.text
         return response.json()
 

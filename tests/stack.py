@@ -19,9 +19,9 @@ from tapeline.settings import Settings
 
 from services import provision
 from services.embedded import EmbeddedNats
+from tests import PATIENT_S
 from tests.forkserver import spawn
 
-START_TIMEOUT_S: Final = 60.0
 PASSWORDS: Final = {role: f"{role}-secret" for role in (permissions.ROOT, *(it.name for it in permissions.ROLES))}
 POLL_S: Final = 0.02
 EXIT_S: Final = 15.0  # for what a process does before and after its grace time, on a busy machine
@@ -38,7 +38,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = PATIENT_S) -> None:
     """Polls until it is so; fails, naming what did not become so, when it takes too long."""
     give_up = time.monotonic() + timeout_s
     while not is_so():
@@ -46,7 +46,7 @@ def wait_until(what: str, is_so: Callable[[], bool], timeout_s: float = 15.0) ->
         time.sleep(POLL_S)
 
 
-async def until(what: str, look: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+async def until(what: str, look: Callable[[], Any], timeout_s: float = PATIENT_S) -> Any:
     """As `wait_until`, on an event loop; `look` may be async. What it saw at last."""
     give_up = time.monotonic() + timeout_s
     while True:
@@ -69,7 +69,7 @@ class Process:
         self._from = log.stat().st_size
         self.popen = spawn(module.split(), env, log, log)
         try:
-            wait_until(f"{module} ready", lambda: self._is_ready(ready), START_TIMEOUT_S)
+            wait_until(f"{module} ready", lambda: self._is_ready(ready), PATIENT_S)
         except BaseException:
             self.end(signal.SIGKILL)
             raise
@@ -136,7 +136,7 @@ class Stack:
         """Makes what is not there."""
         with ThreadPoolExecutor(1) as elsewhere:  # there may be a loop in this thread
             making = provision.main(Settings(self.env_for("provision")))
-            elsewhere.submit(asyncio.run, making).result(START_TIMEOUT_S)
+            elsewhere.submit(asyncio.run, making).result(PATIENT_S)
 
     def env_for(self, role: str) -> dict[str, str]:
         """The environment of a service, with the credentials of its role."""

@@ -13,7 +13,7 @@ from services.process import STOP_GRACE_S
 from tests import ROOT
 from tests.stack import free_port, wait_until
 
-UP_TIMEOUT_S: Final = 40.0
+UP_TIMEOUT_S: Final = 60.0
 DOWN_TIMEOUT_S: Final = STOP_GRACE_S + 5
 
 

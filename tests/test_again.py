@@ -17,12 +17,12 @@ from tapeline.settings import ConfigError, Settings
 
 from services.edge.models import Models
 from services.inference.decide import Budget, Claim, End, Rest, Trigger, decide
+from tests import PATIENT_S
 from tests.client import Client, log_of, problem
 from tests.model_server import STREAM_HEAD, RawServer, sse
 from tests.stack import Stack
 from tests.test_deadlines import CHUNK
 
-ENDED_S: Final = 20.0
 MODEL: Final = "openai:x"
 
 
@@ -128,7 +128,7 @@ async def test_the_model_is_told_what_counts_over_two_edges_and_two_workers(fres
     fresh_stack.add_edge({"TAPELINE_MODEL": MODEL})
     fresh_stack.add_edge({"TAPELINE_MODEL": MODEL, "TAPELINE_MODELS": f"demo, {MODEL},demo"})
     one, other = Client(fresh_stack.url), Client(fresh_stack.edge_url(1))
-    async with RawServer(answer) as provider, one, other, asyncio.timeout(3 * ENDED_S):
+    async with RawServer(answer) as provider, one, other, asyncio.timeout(PATIENT_S):
         settings = {"TAPELINE_MODEL": MODEL, "OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "test"}
         inference = fresh_stack.start_inference(settings)
         conversation = await one.create()

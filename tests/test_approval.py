@@ -8,7 +8,6 @@ import signal
 import time
 from typing import Any
 
-import pytest
 from tapeline import limits
 
 from tests.client import Client, Received, log_of, problem
@@ -19,8 +18,6 @@ SAID = "approval, please"
 RUN_S = 6
 APPROVAL_S = 8
 RACES = 8
-
-pytestmark = pytest.mark.timeout(120)
 
 
 async def asked(client: Client, **about: Any) -> tuple[str, str, str]:

@@ -6,15 +6,15 @@ import signal
 import time
 from typing import Any
 
-import pytest
 from tapeline import limits, subjects
 from tapeline.clock import now_ms
 from tapeline.events import Stop, ToolProgress, ToolResult, ToolStarted
 from tapeline.registry import Registry
 from tapeline.tape import Tape
 
+from tests import PATIENT_S
 from tests.stack import until
-from tests.workers import WAIT_S, Asked, Start, said
+from tests.workers import Asked, Start, said
 
 BAD = "tests.bad_tools"
 SECRET = "hunter2"
@@ -124,7 +124,6 @@ async def test_a_tool_that_never_ends_has_its_places_and_no_more_and_then_its_wo
     await runs[2].started(waiting)
 
 
-@pytest.mark.timeout(180)
 async def test_a_tool_that_ends_its_worker_does_so_three_times_at_most(tape: Tape, workers: Start) -> None:
     started = await asyncio.gather(*(workers(BAD) for _ in range(limits.TOOL_ATTEMPTS_MAX + 2)))
     asked, risky = Asked(tape), Asked(tape)
@@ -235,7 +234,6 @@ async def test_a_rolling_upgrade_runs_no_call_by_the_wrong_version(tape: Tape, w
     assert first_ms - ended_ms < limits.REGISTRY_REFRESH_S * 1_000, "it was told, and did not find out"
 
 
-@pytest.mark.timeout(120)
 async def test_the_new_version_takes_over_from_a_killed_worker_once_its_offer_has_expired(
     tape: Tape, workers: Start
 ) -> None:
@@ -244,7 +242,7 @@ async def test_the_new_version_takes_over_from_a_killed_worker_once_its_offer_ha
     await old.end(signal.SIGKILL)
     asked = Asked(tape)
     (call,) = await asked.call("greet", {"name": "Ann"}, timeout_s=90)
-    assert (await asked.result(call, limits.REGISTRY_TTL_S + WAIT_S)).content == ["2", "Hi Ann"]
+    assert (await asked.result(call, limits.REGISTRY_TTL_S + PATIENT_S)).content == ["2", "Hi Ann"]
 
 
 async def is_gone(pid: int) -> bool:

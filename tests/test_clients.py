@@ -19,12 +19,12 @@ import pytest
 from httpx_sse import aconnect_sse
 from tapeline import events
 
+from tests import PATIENT_S
 from tests.client import Client, Received, as_received, log_of
 from tests.stack import Stack
 
 LONG: Final = "long 600"  # long enough that an edge can be started again in the meantime
 EARLY: Final = 20  # events after which the edge goes
-HEARD_S: Final = 20.0  # until the next event, the restart of an edge included
 NAMES: Final = [kind.__struct_config__.tag for kind in get_args(events.AnyEvent)]
 SCRIPT: Final = Path(__file__).parent / "node" / "follow.mjs"
 NODE_MIN: Final = (20, 15)  # as in scripts/node
@@ -109,7 +109,7 @@ def node() -> str:
     """Node, found as scripts/node finds it. Without it the tests are skipped, but not in CI."""
     for found in (str(Path(sys.prefix) / "bin" / "node"), shutil.which("node")):
         if found and Path(found).exists():
-            said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=HEARD_S, check=True)
+            said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=PATIENT_S, check=True)
             major, minor, _ = said.stdout.strip().removeprefix("v").split(".")
             if (int(major), int(minor)) >= NODE_MIN and (SCRIPT.parent / "node_modules" / "eventsource").exists():
                 return found
@@ -130,7 +130,7 @@ class Follower:
     async def hear(self) -> bool:
         """Waits for the next word; False when it has ended, of its own accord and without a complaint."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(HEARD_S):
+        async with asyncio.timeout(PATIENT_S):
             line = await self._process.stdout.readline()
             if not line:
                 assert await self._process.wait() == 0

@@ -31,8 +31,6 @@ WORDS: Final = 400  # of an answer that takes eight seconds
 EVENTS: Final = 100  # of one writer
 ENDED_S: Final = 60.0
 
-pytestmark = pytest.mark.timeout(150)
-
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

@@ -26,6 +26,7 @@ from services.edge.listing import Listing, derived
 from services.inference.decide import Budget, Purge, Trigger, decide
 from services.inference.engine import Engine
 from services.inference.model import Models
+from tests import PATIENT_S
 from tests.client import Client, Received, Stream, as_received, at_once, opened, problem, stored, types
 from tests.model_server import RawServer
 from tests.stack import Stack, until
@@ -34,14 +35,11 @@ from tests.test_deadlines import stall
 ANNS: Final = "key-of-ann-1"
 BOBS: Final = "key-of-bob-1"
 KEYS: Final = {"TAPELINE_API_KEYS": f"ann={ANNS},bob={BOBS}"}
-SOON_S: Final = 15.0
 POLL_S: Final = 0.02
 PAGES: Final = 3
 ENTRY_BYTES_MAX: Final = 600  # of one entry of a list, as NATS sends it
 MANY: Final = PAGES * limits.LIST_PAGE_ENTRIES + 7
 SLOW: Final = {"TAPELINE_DEMO_DELAY_MS": "20"}
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ async def delete(client: Client, conversation: str) -> None:
     assert (response.status_code, response.content) == (204, b"")
 
 
-async def purged(nats_url: str, conversation: str, within_s: float = SOON_S) -> None:
+async def purged(nats_url: str, conversation: str, within_s: float = PATIENT_S) -> None:
     """Waits until nothing is left of the conversation: no event, no alarm but the last, nothing that wakes anybody."""
     tape = await opened(nats_url)
     stream = subjects.stream(tape.shard(conversation))
@@ -384,7 +382,7 @@ async def test_what_is_anothers_can_neither_be_renamed_nor_deleted(stack: Stack,
 
 async def ended_by_deletion(stream: Stream) -> list[Received]:
     """What a reader was sent, which has to end with the event that deleted the conversation."""
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(PATIENT_S):
         received = await stream.rest()
     assert stream.ended
     assert types(received).count("deleted") == 1
@@ -511,7 +509,7 @@ async def test_inference_killed_before_it_purges_is_replaced(fresh_stack: Stack)
             await ended_by_deletion(stream)
         fresh_stack.start_inference()
         inference.send(signal.SIGKILL)
-        await purged(fresh_stack.nats.url, conversation, limits.ACK_WAIT_S + SOON_S)
+        await purged(fresh_stack.nats.url, conversation, limits.ACK_WAIT_S + PATIENT_S)
 
 
 async def test_a_worker_that_was_frozen_over_a_deletion_adds_nothing_to_the_next_of_that_id(fresh_stack: Stack) -> None:
@@ -524,7 +522,7 @@ async def test_a_worker_that_was_frozen_over_a_deletion_adds_nothing_to_the_next
         frozen.send(signal.SIGSTOP)
         fresh_stack.start_inference()
         await delete(user, conversation)
-        await purged(fresh_stack.nats.url, conversation, limits.ACK_WAIT_S + SOON_S)
+        await purged(fresh_stack.nats.url, conversation, limits.ACK_WAIT_S + PATIENT_S)
         await user.create(id=conversation, title="another")
         frozen.send(signal.SIGCONT)
         posted = await user.post(conversation, "long 20")
@@ -587,7 +585,7 @@ async def deafened(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def followed(pages: AsyncIterator[list[Record]], seen: list[Record]) -> None:
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(PATIENT_S):
         async for page in pages:
             seen += page
 

@@ -37,7 +37,6 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path, stack: Stack) -> Itera
     proxy.stop()
 
 
-@pytest.mark.timeout(180)
 async def test_readers_of_edges_that_are_restarted_in_turn_miss_nothing(stack: Stack, proxy: Proxy) -> None:
     async with contextlib.AsyncExitStack() as leaving:
         users = [await leaving.enter_async_context(through(proxy)) for _ in range(RUNS)]

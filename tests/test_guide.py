@@ -27,7 +27,7 @@ from tests.test_compose import specification
 
 GUIDE: Final = ROOT / "docs" / "first-worker.md"
 BLOCK_S: Final = 300.0  # one block of commands: making a venv, installing into it
-SAID_S: Final = 30.0
+SAID_S: Final = 60.0
 ASKED_EVERY_S: Final = 0.2
 SERVED_LEAST: Final = 20
 PARCEL: Final = ("parcel_price", "What does a parcel cost?")

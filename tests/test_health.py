@@ -23,10 +23,10 @@ from services.edge.meters import Meters
 from services.edge.models import Models
 from services.edge.quota import Quota
 from services.edge.ticket import Tickets
+from tests import PATIENT_S
 from tests.client import HEARTBEAT, SSE, Client, Received, as_received, at_once, flood, log_of, types
 from tests.stack import POLL_S, Stack
 
-STATUS_S: Final = 15.0
 AT_ONCE_S: Final = limits.HEARTBEAT_S / 2  # long before anything else would come
 READERS: Final = 8
 
@@ -42,7 +42,7 @@ async def alone(fresh_stack: Stack) -> AsyncIterator[Client]:
 
 async def readiness(client: Client, status: int) -> list[str]:
     """Waits until the edge is ready (200), or is not (503); the reasons it gives."""
-    async with asyncio.timeout(STATUS_S):
+    async with asyncio.timeout(PATIENT_S):
         while (response := await client.http.get("/readyz")).status_code != status:
             assert response.status_code in (200, 503)
             await asyncio.sleep(POLL_S)

@@ -22,14 +22,12 @@ from tapeline.tape import Stale, Tape
 from services.edge.refusal import Refusals
 from services.edge.server import Server
 from services.edge.stream import CONNECTION
-from tests import ROOT
+from tests import PATIENT_S, ROOT
 from tests.client import SSE, Client, Received, as_received, at_once, log_of, problem, stored, types
 from tests.stack import POLL_S, Process, Stack, free_port, until
 
 JSON: Final = {"Content-Type": "application/json"}
 BODY_BYTES: Final = 10 << 20
-REFUSED_S: Final = 10.0
-BURIED_S: Final = 15.0
 ANNS: Final = "key-of-ann-1"
 BOBS: Final = "key-of-bob-1"
 CONTROLS: Final = "a\r\nb\nc\rd\0e\u0085f\u2028g\u2029\x0bh\x1b\ufeff\n\nid: 1\ndata: forged\n\n"
@@ -127,7 +125,7 @@ async def test_10_mib_are_refused_and_the_client_gets_to_know(stack: Stack, clie
 async def test_10_mib_are_refused_to_a_client_that_sends_before_it_reads(headers: bytes, stack: Stack) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.ports[0])
     try:
-        async with asyncio.timeout(REFUSED_S):
+        async with asyncio.timeout(PATIENT_S):
             writer.write(b"POST /v1/conversations HTTP/1.1\r\nHost: localhost\r\n")
             writer.write(b"Content-Type: application/json\r\n" + headers + b"\r\n")
             chunked = b"chunked" in headers
@@ -538,7 +536,7 @@ async def test_the_same_key_of_two_users_is_two_runs(guarded: str) -> None:
 def test_an_edge_that_would_be_open_or_is_told_nonsense_does_not_start(settings: dict[str, str], stack: Stack) -> None:
     env = stack.env_for("edge") | {"TAPELINE_PORT": "0", **settings}
     ended = subprocess.run(
-        [sys.executable, "-m", "services.edge"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=REFUSED_S
+        [sys.executable, "-m", "services.edge"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENT_S
     )
     assert ended.returncode == EX_CONFIG
     assert ended.stdout == ""
@@ -646,7 +644,7 @@ async def buried(stack: Stack, conversation: str, kind: str, expected: list[byte
     consumer = f"CONSUMER.INFO.{subjects.stream(tape.shard(conversation))}.{subjects.TRIGGERS}"
     subject = tape.subject(conversation, kind)
     try:
-        async with asyncio.timeout(BURIED_S):
+        async with asyncio.timeout(PATIENT_S):
             while (info := await api(tape.nc, consumer))["num_pending"] or info["num_ack_pending"]:
                 await asyncio.sleep(POLL_S)
         letters = await tape.stored(subjects.DEAD, subjects.dead("inference"))

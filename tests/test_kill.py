@@ -29,14 +29,11 @@ BUSY_S: Final = 10.0  # by which a machine that runs all of this at once is late
 TAKEOVER_S: Final = limits.ACK_WAIT_S + BUSY_S
 HANDOVER_S: Final = limits.ACK_WAIT_S - limits.IN_PROGRESS_S - 1.0  # sooner than if nobody had handed it over
 ENDED_S: Final = 60.0
-SOON_S: Final = 15.0
 BEGIN_TRIES_MAX: Final = 20
 POLL_S: Final = 0.01
 RECONNECT_S: Final = 0.2
 TERMINAL: Final = ("done", "error")
 DELTAS: Final = ("token", "thinking", "tool_input")
-
-pytestmark = pytest.mark.timeout(150)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +328,9 @@ async def test_inference_killed_in_any_phase_is_replaced_within_seconds(
     took = sorted((assert_taken_over(talk, lost) - killed_ms) / 1000 for talk in orphans)
     print(f"takeovers after {[round(one, 1) for one in took]} s")
     assert took[-1] <= TAKEOVER_S
-    assert thinking.claims[1]["resume"] == "restart"
+    # As a rule it was; but on a busy machine it may have thought all it had to before we got round to it.
+    had_begun = any(token["attempt"] == 1 for token in thinking.events("token"))
+    assert thinking.claims[1]["resume"] == ("continue" if had_begun else "restart")
     for talk in answering:
         assert len(talk.claims) == (2 if talk in orphans else 1)
         assert words(talk, 350), "one answer, though two workers wrote it"

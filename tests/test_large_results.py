@@ -103,7 +103,6 @@ async def still(process: Process | None) -> float:
     return held[-1]
 
 
-@pytest.mark.timeout(120)
 async def test_whatever_its_size_it_comes_back_whole(boxed: Stack, root: Tape, client: Client) -> None:
     for size in (400_000, 600_000, LARGE, limits.TOOL_STORED_BYTES_MAX - 100_000):
         asked, call, result = await large(root, size)
@@ -193,7 +192,6 @@ async def test_a_slow_reader_holds_a_page_and_no_more(boxed: Stack, root: Tape) 
     assert grown < 100, "of the 300 that no kernel has; it is less than 1 as a rule"
 
 
-@pytest.mark.timeout(120)
 async def test_many_at_once_are_all_stored(boxed: Stack, root: Tape) -> None:
     asked = Asked(root)
     calls = await asked.call("large", {"size": LARGE}, calls=8)
@@ -275,7 +273,6 @@ def test_depth_is_the_same_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 30 < sum(deep) < 2_970
 
 
-@pytest.mark.timeout(120)
 async def test_a_result_is_whole_though_its_worker_and_nats_are_killed_while_it_is_stored(
     boxed: Stack, root: Tape, client: Client
 ) -> None:

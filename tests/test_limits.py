@@ -27,7 +27,7 @@ USERS: Final = tuple(f"user-{number}" for number in range(40))
 STREAMS: Final = 5
 MESSAGES: Final = 3
 TOKENS: Final = 2_000
-FREED_S: Final = 5.0
+FREED_S: Final = 2 / 3 * limits.LEASE_TTL_S  # before they would be free without anybody doing anything
 AWAY_HEARTBEATS: Final = 6  # twice as many seconds as that edge's patience with a read, and what comes before it
 SENDERS: Final = 200
 RSS_MIB_MAX: Final = 100
@@ -206,7 +206,6 @@ async def test_a_post_that_may_not_stream_puts_nothing_on_the_tape(limited: Stac
         assert (await client.snapshot(conversation))["messages"] == []
 
 
-@pytest.mark.timeout(120)
 async def test_a_drained_edge_gives_back_and_a_killed_ones_streams_expire(tmp_path: Path) -> None:
     stack = Stack(tmp_path, ENV)
     try:
@@ -241,7 +240,6 @@ async def test_a_drained_edge_gives_back_and_a_killed_ones_streams_expire(tmp_pa
         stack.stop()
 
 
-@pytest.mark.timeout(120)
 async def test_without_nats_open_streams_go_on_and_their_lease_is_renewed_after_it(tmp_path: Path) -> None:
     stack = Stack(tmp_path, ENV | {"TAPELINE_HEARTBEAT_S": "1"})
     try:
@@ -298,7 +296,6 @@ async def test_one_who_leaves_as_he_is_refused_gives_back_nothing(
 # Messages and tokens
 
 
-@pytest.mark.timeout(150)
 async def test_messages_a_minute_over_two_edges_and_the_next_when_it_is_time(
     limited: Stack, user: str, another: str
 ) -> None:
@@ -452,7 +449,6 @@ SLOW: Final = {
 """How each begins, and what it goes on with, a piece a second."""
 
 
-@pytest.mark.timeout(120)
 async def test_whoever_takes_too_long_to_ask_is_sent_away(stack: Stack) -> None:
     async def ask(what: str) -> tuple[str, float, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", stack.ports[0])

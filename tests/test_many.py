@@ -35,7 +35,6 @@ async def conversation(number: int, here: Client, there: Client) -> tuple[str, l
         return name, *await asyncio.gather(stream.rest(), there.run(name, run))
 
 
-@pytest.mark.timeout(180)
 async def test_every_reader_of_fifty_conversations_at_once_gets_exactly_its_log(doubled: Stack) -> None:
     began = time.monotonic()
     async with Client(doubled.edge_url(0)) as one, Client(doubled.edge_url(1)) as other, asyncio.timeout(ENDED_S):

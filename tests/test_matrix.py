@@ -18,7 +18,6 @@ from tests.chaos import EDITED, KINDS, OUTPUTS, SAYINGS, world, wrong
 PEOPLE = 14
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [11])
 async def test_any_process_killed_in_any_phase_loses_nothing_doubles_nothing_and_every_run_ends(
     tmp_path: Path, seed: int

@@ -33,7 +33,7 @@ from tapeline.tools.testing import call_tool
 
 from services.inference.history import prompt_of
 from services.inference.prompt import ResultTurn
-from tests import ROOT
+from tests import PATIENT_S, ROOT
 from tests.mcp_server import Web
 from tests.stack import free_port, until, wait_until
 from tests.test_clients import node
@@ -42,7 +42,6 @@ from tests.workers import Asked, Start, Worker
 __all__ = ["node"]  # a fixture of others
 
 EVERYTHING: Final = ROOT / "tests/node/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
-WAIT_S: Final = 20.0
 
 
 def trouble(journal: Path) -> dict[str, Any]:
@@ -499,7 +498,7 @@ class Called:
     async def __call__(self, tool: str, **arguments: Any) -> tuple[str, Any]:
         """The outcome, and the content or the message."""
         asked, call = await self.begin(tool, **arguments)
-        result = await asked.result(call, WAIT_S)
+        result = await asked.result(call, PATIENT_S)
         return result.outcome, result.message if result.is_error else result.content
 
 
@@ -538,13 +537,13 @@ async def test_a_tool_that_cannot_be_served_keeps_no_other_from_being(
     file = tmp_path / "servers.json"
     file.write_text(json.dumps({"mcpServers": {"trouble": trouble(tmp_path / "trouble")}}))
     worker = await workers("tests.toolbox", "--mcp", str(file))
-    await until("offered", lambda: is_offered(tape, "trouble_fail"), WAIT_S)
+    await until("offered", lambda: is_offered(tape, "trouble_fail"), PATIENT_S)
     problem = "tool trouble_wait is not offered: consumer tool_trouble_wait of TAPE_0 has ack_wait"
-    await until("it is tried again", lambda: worker.said().count(problem) >= 2, limits.REGISTRY_REFRESH_S + WAIT_S)
+    await until("it is tried again", lambda: worker.said().count(problem) >= 2, limits.REGISTRY_REFRESH_S + PATIENT_S)
     assert await is_withdrawn(tape, "trouble_wait")
     assert await Called(tape)("add", a=1, b=2) == ("ok", 3)
     await api(tape.nc, f"CONSUMER.DELETE.{stream}.{name}")
-    await until("offered too", lambda: is_offered(tape, "trouble_wait"), limits.REGISTRY_REFRESH_S + WAIT_S)
+    await until("offered too", lambda: is_offered(tape, "trouble_wait"), limits.REGISTRY_REFRESH_S + PATIENT_S)
 
 
 async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_path: Path) -> None:
@@ -557,7 +556,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     worker = await workers("tests.toolbox", "--mcp", str(file))
     called = Called(tape)
     assert await called("add", a=1, b=2) == ("ok", 3), "the tools of modules wait for no server"
-    await until("offered", lambda: is_offered(tape, "add", "everything_echo", "trouble_crash"), WAIT_S)
+    await until("offered", lambda: is_offered(tape, "add", "everything_echo", "trouble_crash"), PATIENT_S)
     offers = await Registry(tape).offered()
     echo = offers["everything_echo"]
     assert (echo.description, list(echo.parameters["properties"])) == ("Echoes back the input string", ["message"])
@@ -580,7 +579,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     assert set(json.loads(variables)) <= {"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER"}
 
     asked, call = await called.begin("everything_trigger-long-running-operation", duration=1, steps=4)
-    assert (await asked.result(call, WAIT_S)).outcome == "ok"
+    assert (await asked.result(call, PATIENT_S)).outcome == "ok"
     told = [event.fraction for event in await asked.of(ToolProgress, call)]
     assert told, "the newest, now and then"
     assert told == sorted(set(told) & {0.25, 0.5, 0.75, 1.0})
@@ -592,17 +591,17 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     # A crash half-way: unknown, or another attempt. The worker serves the others.
     outcome, message = await called("trouble_crash")
     assert (outcome, message) == ("unknown", "the MCP server was lost while it ran: Connection closed")
-    await until("it is there again", lambda: is_offered(tape, "trouble_crash_once"), WAIT_S)
+    await until("it is there again", lambda: is_offered(tape, "trouble_crash_once"), PATIENT_S)
     asked, call = await called.begin("trouble_crash_once")
-    result = await asked.result(call, WAIT_S)
+    result = await asked.result(call, PATIENT_S)
     assert (result.outcome, result.content) == ("ok", {"result": "survived"})
     assert [started.attempt for started in await asked.of(ToolStarted, call)] == [1, 2]
 
     # Killed while nothing runs: withdrawn, started again, offered again.
     os.kill(everything_of(worker), signal.SIGKILL)
-    await until("withdrawn", lambda: is_withdrawn(tape, "everything_echo"), WAIT_S)
+    await until("withdrawn", lambda: is_withdrawn(tape, "everything_echo"), PATIENT_S)
     assert await is_offered(tape, "add")
-    await until("offered again", lambda: is_offered(tape, "everything_echo"), WAIT_S)
+    await until("offered again", lambda: is_offered(tape, "everything_echo"), PATIENT_S)
     assert await called("everything_echo", message="again") == ("ok", "Echo: again")
 
     # No process is left behind, however the worker ends.
@@ -612,7 +611,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     assert not any(map(lives, servers))
     assert await is_withdrawn(tape, "everything_echo")
     other = await workers("--mcp", str(file))
-    await until("offered by another", lambda: is_offered(tape, "everything_echo", "trouble_crash"), WAIT_S)
+    await until("offered by another", lambda: is_offered(tape, "everything_echo", "trouble_crash"), PATIENT_S)
     servers = children(pid(other))
     await other.end(signal.SIGKILL)
     await asyncio.to_thread(wait_until, "the servers of a killed worker end", lambda: not any(map(lives, servers)))
@@ -660,7 +659,7 @@ async def test_a_server_over_http(tape: Tape, workers: Start, web: Everything, t
     called = Called(tape)
     assert await called("web_echo", message="hi") == ("ok", "Echo: hi")
     asked, call = await called.begin("web_trigger-long-running-operation", duration=0.5, steps=2)
-    assert (await asked.result(call, WAIT_S)).outcome == "ok"
+    assert (await asked.result(call, PATIENT_S)).outcome == "ok"
     assert await progressed(asked, call)
     asked, call = await called.begin("web_trigger-long-running-operation", duration=60, steps=60)
     await asked.started(call)
@@ -675,10 +674,10 @@ async def test_a_server_over_http(tape: Tape, workers: Start, web: Everything, t
 
     # Lost while a call runs that may be run again: another attempt is made where it is back.
     asked, call = await called.begin("web_trigger-long-running-operation", duration=1, steps=10)
-    await until("it runs", lambda: progressed(asked, call), WAIT_S)
+    await until("it runs", lambda: progressed(asked, call), PATIENT_S)
     web.kill()
-    await until("withdrawn", lambda: is_withdrawn(tape, "web_echo"), WAIT_S)
+    await until("withdrawn", lambda: is_withdrawn(tape, "web_echo"), PATIENT_S)
     web.start()
-    assert (await asked.result(call, 2 * WAIT_S)).outcome == "ok"
+    assert (await asked.result(call, 2 * PATIENT_S)).outcome == "ok"
     assert [started.attempt for started in await asked.of(ToolStarted, call)] == [1, 2]
     assert await worker.end(signal.SIGTERM) == 0

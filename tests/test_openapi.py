@@ -22,7 +22,7 @@ from tests.stack import Stack
 
 ANNS: Final = "key-of-ann-1"
 EXAMPLES: Final = 5  # of each call, and of chains of calls
-ANSWER_S: Final = 10
+ANSWER_S: Final = 30
 ALL_S: Final = 150
 ONE: Final = "/v1/conversations/{conversation}"
 

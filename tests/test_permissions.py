@@ -25,11 +25,11 @@ from tapeline.tape import Deployment, Tape
 from tapeline.tools import consumer
 
 from services.embedded import EmbeddedNats
+from tests import PATIENT_S
 from tests import ROOT as ROOT_FOLDER
 from tests.stack import PASSWORDS
 
 CONVERSATION: Final = "c"
-ANSWER_S: Final = 2.0
 AT_ONCE_S: Final = limits.APPEND_PATIENCE_S / 4  # long before an append that hopes gives up
 FORGED: Final = b'{"type":"token","run":"r","ts":1,"step":1,"attempt":1,"text":"forged"}'
 NAMES: Final = tuple(role.name for role in ROLES)
@@ -123,7 +123,7 @@ async def stored(nc: Client) -> list[str]:
 
 
 async def put(nc: Client, subject: str, data: bytes = FORGED, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((await reply(nc, subject, data, ANSWER_S, headers)).data)
+    answer: dict[str, Any] = json.loads((await reply(nc, subject, data, PATIENT_S, headers)).data)
     return answer
 
 
@@ -157,10 +157,10 @@ async def test_each_role_asks_of_jetstream_what_it_needs_and_nothing_else(role: 
     before = await api(root, "STREAM.NAMES")
     for method, askers in API.items():
         if role in askers:
-            assert (await reply(nc, f"$JS.API.{method}", b"[]", ANSWER_S)).data, method
+            assert (await reply(nc, f"$JS.API.{method}", b"[]", PATIENT_S)).data, method
         else:
             with pytest.raises(Denied, match="do not allow"):
-                await reply(nc, f"$JS.API.{method}", b"[]", ANSWER_S)
+                await reply(nc, f"$JS.API.{method}", b"[]", PATIENT_S)
     assert (await api(root, "STREAM.NAMES"))["streams"] == before["streams"]
     assert await provision.drift(root, Deployment()) == []
 
@@ -347,7 +347,7 @@ async def taken(nc: Client, name: str) -> Msg:
     inbox = nc.new_inbox()
     subscription = await nc.subscribe(inbox)
     await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.TAPE_0.{name}", b"1", reply=inbox)
-    return await subscription.next_msg(ANSWER_S)
+    return await subscription.next_msg(PATIENT_S)
 
 
 async def consumer_of_clock(nc: Client) -> None:
@@ -403,14 +403,14 @@ async def test_nobody_takes_or_answers_what_wakes_inference(role: str, login: Lo
     nc, root = await login(role), await login(ROOT)
     await put(root, "tape.0.c.fact.input")
     with pytest.raises(Denied):
-        await reply(nc, "$JS.API.CONSUMER.MSG.NEXT.TAPE_0.inference", b"1", ANSWER_S)
+        await reply(nc, "$JS.API.CONSUMER.MSG.NEXT.TAPE_0.inference", b"1", PATIENT_S)
     with pytest.raises(Denied):
-        await reply(nc, "$JS.ACK.TAPE_0.inference.1.1.1.1.0", b"+ACK", ANSWER_S)
+        await reply(nc, "$JS.ACK.TAPE_0.inference.1.1.1.1.0", b"+ACK", PATIENT_S)
     with pytest.raises(Denied):  # the newer form of the same
-        await reply(nc, "$JS.ACK._.hash.TAPE_0.inference.1.1.1.1.0.x", b"+ACK", ANSWER_S)
+        await reply(nc, "$JS.ACK._.hash.TAPE_0.inference.1.1.1.1.0.x", b"+ACK", PATIENT_S)
     delivered = await taken(root, subjects.TRIGGERS)
     assert delivered.data == FORGED
-    await reply(root, delivered.reply, b"+ACK", ANSWER_S)
+    await reply(root, delivered.reply, b"+ACK", PATIENT_S)
 
 
 # Reading
@@ -443,7 +443,7 @@ async def test_provision_reads_no_event(login: Login) -> None:
     await put(root, "tape.0.c.fact.input")
     for method in ("DIRECT.GET.TAPE_0", "STREAM.MSG.GET.TAPE_0", "CONSUMER.MSG.NEXT.TAPE_0.inference"):
         with pytest.raises(Denied):
-            await reply(nc, f"$JS.API.{method}", b'{"seq":1}', ANSWER_S)
+            await reply(nc, f"$JS.API.{method}", b'{"seq":1}', PATIENT_S)
     await said_and_done(nc)
     assert heard.pending_msgs == 0
 
@@ -459,7 +459,7 @@ async def test_nobody_hears_anothers_replies_or_requests(role: str, login: Login
         await api(await login(other), "STREAM.INFO.TAPE_0")
     root = await login(ROOT)
     await put(root, "dead.tools", b"secret")
-    await reply(root, "$JS.API.STREAM.MSG.GET.DEAD", b'{"last_by_subj":"dead.tools"}', ANSWER_S)
+    await reply(root, "$JS.API.STREAM.MSG.GET.DEAD", b'{"last_by_subj":"dead.tools"}', PATIENT_S)
     await nc.flush()
     assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
 
@@ -490,12 +490,12 @@ async def test_a_narrowed_pool_gets_the_calls_of_its_own_tools_only(crawlers: Em
         await put(root, "tape.0.c.fact.call.crawl", b"call")
         call = await taken(tape.nc, "tool_crawl")
         assert call.data == b"call"
-        await reply(tape.nc, call.reply, b"+ACK", ANSWER_S)
+        await reply(tape.nc, call.reply, b"+ACK", PATIENT_S)
         with pytest.raises(Denied):
             await consumer.ensure(tape, "pay", 0)
         for subject in ("$KV.tapeline_tools.pay.w", "$JS.API.CONSUMER.MSG.NEXT.TAPE_0.tool_pay", "tape.0.c.fact.model"):
             with pytest.raises(Denied):
-                await reply(tape.nc, subject, b"1", ANSWER_S)
+                await reply(tape.nc, subject, b"1", PATIENT_S)
     finally:
         await tape.close()
         await root.close()
@@ -503,4 +503,4 @@ async def test_a_narrowed_pool_gets_the_calls_of_its_own_tools_only(crawlers: Em
 
 async def test_an_imported_subject_without_a_stream_is_no_silence(login: Login) -> None:
     with pytest.raises(NoRespondersError):
-        await reply(await login("edge"), "tape.99.c.fact.input", b"", ANSWER_S)
+        await reply(await login("edge"), "tape.99.c.fact.input", b"", PATIENT_S)

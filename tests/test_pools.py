@@ -10,7 +10,6 @@ CALLS = 200
 KILLS = 2  # of each pool
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [51])
 async def test_every_call_has_one_result_whichever_workers_are_killed(tmp_path: Path, seed: int) -> None:
     calls, pools = await measure(tmp_path, seed, CALLS, KILLS)

@@ -22,7 +22,7 @@ from services.edge.app import CSP
 from tests import ROOT
 from tests.browser import CHROMIUM_FLAGS, chromium
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PAGE = ROOT / "services" / "edge" / "page"
 NODE = ROOT / ".venv" / "bin" / "node"

@@ -14,11 +14,10 @@ import httpx
 import pytest
 from tapeline import limits
 
+from tests import PATIENT_S
 from tests.client import NDJSON, SSE, Client, Received, Source, as_received, log_of, problem, stored, types
 from tests.proxy import DEPLOY, KEY, PROXIES, READER, Caddy, Certificate, Haproxy, Nginx, Proxy, through
 from tests.stack import POLL_S, Stack
-
-pytestmark = pytest.mark.timeout(120)
 
 IDLE_LIMITS: Final = re.compile(
     r"^\s*(proxy_read_timeout|timeout (?:client|server|tunnel)|(?:read|write|idle|response_header)_timeout)\s+(\d+h)?",
@@ -31,7 +30,6 @@ STREAMS: Final = 30  # five times what a browser opens of HTTP/1.1
 READERS: Final = 12
 FLOOD: Final = 100
 MESSAGE_CHARS: Final = 30_000  # far more than a proxy's own requests, and less than the kernel holds for an edge
-SEEN_S: Final = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +218,14 @@ async def test_a_proxy_waits_for_hours(
 async def test_the_edge_hears_that_a_reader_has_left(stack: Stack, proxy: Proxy, direct: Client) -> None:
     """Caddy would keep it from the edge with `flush_interval -1`."""
     conversation = await direct.create()
-    async with asyncio.timeout(SEEN_S):
+    async with asyncio.timeout(PATIENT_S):
         while before := await streams_open(stack):
             await asyncio.sleep(POLL_S)
     # On a connection of its own, because httpx resets no single stream.
     async with through(proxy) as user, user.events(conversation) as stream:
         await stream.take(1)
         assert await streams_open(stack) == before + 1
-    async with asyncio.timeout(SEEN_S):
+    async with asyncio.timeout(PATIENT_S):
         while await streams_open(stack) > before:
             await asyncio.sleep(POLL_S)
 
@@ -317,7 +315,7 @@ def unread() -> Iterator[tuple[int, int]]:
 
 async def reached(stack: Stack, size: int) -> int:
     """Waits until a frozen edge has so many bytes to read; which it is. What a proxy asks by itself is far smaller."""
-    async with asyncio.timeout(SEEN_S):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             for port, waiting in unread():
                 if port in stack.ports and waiting >= size:
@@ -379,7 +377,7 @@ async def test_a_get_is_sent_to_another_and_no_log_has_its_query(
         response = await asking
     assert response.status_code == 200, response.text
     assert response.json()["id"] == conversation
-    async with asyncio.timeout(SEEN_S):
+    async with asyncio.timeout(PATIENT_S):
         while path not in proxy.logs():
             await asyncio.sleep(POLL_S)
     assert READER in proxy.logs()
@@ -439,7 +437,7 @@ async def test_a_flood_of_refusals_does_not_flood_the_log(fresh_stack: Stack) ->
         more = re.findall(r"refused (\d+) more", edge.output())
         return len(re.findall(r"refused 127", edge.output())), sum(map(int, more))
 
-    async with asyncio.timeout(SEEN_S):
+    async with asyncio.timeout(PATIENT_S):
         while sum(counted()) < FLOOD:
             await asyncio.sleep(POLL_S)
     one_by_one, more = counted()

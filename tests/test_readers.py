@@ -17,23 +17,19 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
         yield system
 
 
-@pytest.mark.timeout(180)
 async def test_one_who_stops_reading_costs_the_others_nothing_and_catches_up(system: System) -> None:
     # 12 MB, none of which may be kept for the one who does not take it.
     print(await readers.stalled(system, others=30, stall_s=12, rate=130, chars=8_000, growth_mib_max=8))
 
 
-@pytest.mark.timeout(180)
 async def test_readers_who_come_and_leave_leave_nothing_behind(system: System) -> None:
     print(await readers.churned(system, count=1_000, wave=100))
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("of_run", [False, True])
 async def test_readers_who_lose_their_edge_at_once_are_whole_on_another(system: System, *, of_run: bool) -> None:
     print(await readers.storm(system, count=300, rate=20, of_run=of_run))
 
 
-@pytest.mark.timeout(180)
 async def test_a_long_conversation_is_exported_whole(system: System) -> None:
     print(await readers.replayed(system, count=20_000, words=400))  # far more than may be held of it

@@ -146,7 +146,6 @@ async def test_a_replay_of_which_all_has_been_seen_is_over(client: Client) -> No
     assert (await client.get_events(conversation, str(last), pace=1)).status_code == 204
 
 
-@pytest.mark.timeout(180)
 async def test_a_replay_of_a_run_waits_for_that_run_alone_and_ends_with_it(stack: Stack, client: Client) -> None:
     conversation = await client.create()
     runs = []

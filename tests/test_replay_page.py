@@ -22,7 +22,7 @@ from tests.browser import axe
 from tests.client import Client, log_of, opened
 from tests.stack import Stack, until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOAD_MS: Final = 20_000
 LONG_EVENTS: Final = 20_000

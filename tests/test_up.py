@@ -24,10 +24,7 @@ from tests.system import System, is_gone
 
 SERVICES: Final = ("edge", "inference", "tools")
 
-pytestmark = [
-    pytest.mark.timeout(180),  # starts the system up to twice
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 
 
 @pytest.fixture

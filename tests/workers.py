@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 from tapeline import subjects
@@ -24,10 +24,9 @@ from tapeline.events import (
 )
 from tapeline.tape import Tape
 
+from tests import PATIENT_S
 from tests.forkserver import Running, spawn
-from tests.stack import START_TIMEOUT_S, until
-
-WAIT_S: Final = 15.0
+from tests.stack import until
 
 
 class Asked:
@@ -71,12 +70,12 @@ class Asked:
     async def of(self, kind: type[ToolEvent], call: str) -> list[Any]:
         return [event for event in await self.events() if isinstance(event, kind) and event.call == call]
 
-    async def started(self, call: str, timeout_s: float = WAIT_S) -> ToolStarted:
+    async def started(self, call: str, timeout_s: float = PATIENT_S) -> ToolStarted:
         found = await until("tool_started", lambda: self.of(ToolStarted, call), timeout_s)
         started: ToolStarted = found[0]
         return started
 
-    async def result(self, call: str, timeout_s: float = WAIT_S) -> ToolResult:
+    async def result(self, call: str, timeout_s: float = PATIENT_S) -> ToolResult:
         found = await until("tool_result", lambda: self.of(ToolResult, call), timeout_s)
         assert len(found) == 1, found
         result: ToolResult = found[0]
@@ -116,7 +115,7 @@ class Worker:
             log,
         )
         if ready:
-            self.ready = await until("tools ready", lambda: self._ready(log.with_suffix(".out")), START_TIMEOUT_S)
+            self.ready = await until("tools ready", lambda: self._ready(log.with_suffix(".out")), PATIENT_S)
         return self
 
     def _ready(self, out: Path) -> str:
@@ -128,7 +127,7 @@ class Worker:
     def said(self) -> str:
         return "".join(log.read_text() for log in self.folder.glob("worker-*.log"))
 
-    async def ended(self, timeout_s: float = WAIT_S) -> int:
+    async def ended(self, timeout_s: float = PATIENT_S) -> int:
         """Its exit code, when it has ended by itself."""
         await until("the worker has ended", lambda: self.process.poll() is not None, timeout_s)
         return self.process.wait()

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-ANSWERED_S: Final = 20.0  # within which an edge has answered or hung up
+from tests import PATIENT_S
+
 CHUNK_BYTES: Final = 1 << 16
 
 _STATUS: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\x20-\x7e]*")
@@ -66,7 +67,7 @@ class Wire:
         """All that comes until the edge hangs up, however it does."""
         said = bytearray()
         try:
-            async with asyncio.timeout(ANSWERED_S):
+            async with asyncio.timeout(PATIENT_S):
                 while chunk := await self.reader.read(CHUNK_BYTES):
                     said += chunk
         except ConnectionError:
@@ -74,7 +75,7 @@ class Wire:
         return bytes(said)
 
     async def closed(self) -> bool:
-        """Whether the edge has hung up within `ANSWERED_S`."""
+        """Whether the edge has hung up within `PATIENT_S`."""
         try:
             await self.rest()
         except TimeoutError:
@@ -83,7 +84,7 @@ class Wire:
 
     async def until(self, mark: bytes) -> bytes:
         """What comes, up to and with this."""
-        async with asyncio.timeout(ANSWERED_S):
+        async with asyncio.timeout(PATIENT_S):
             return await self.reader.readuntil(mark)
 
     def half_close(self) -> None:

@@ -4,14 +4,10 @@ import asyncio
 import collections
 from typing import Final
 
-import pytest
-
 from tests.client import Client, at_once, log_of, problem
 from tests.hardening.attacker import get, wire
 from tests.hardening.vitals import open_streams, streams_are
 from tests.stack import Stack
-
-pytestmark = pytest.mark.timeout(150)  # seconds: thousands of connections, on machines that have other things to do
 
 OPENED: Final = 2_000
 TOGETHER: Final = 50

@@ -12,8 +12,9 @@ from typing import Final
 import pytest
 from tapeline import limits
 
+from tests import PATIENT_S
 from tests.client import Client, at_once, log_of
-from tests.hardening.attacker import ANSWERED_S, LAST, answers, get, post, said, statuses, wire
+from tests.hardening.attacker import LAST, answers, get, post, said, statuses, wire
 from tests.hardening.vitals import GROWTH_BYTES_MAX, Vitals, open_streams, streams_are
 from tests.stack import Stack, until
 
@@ -340,7 +341,7 @@ async def test_a_tls_client_at_the_plain_port(stack: Stack) -> None:
     """Would wait for a handshake that never comes."""
     context = ssl.create_default_context()
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        async with asyncio.timeout(ANSWERED_S):
+        async with asyncio.timeout(PATIENT_S):
             await asyncio.open_connection("127.0.0.1", stack.ports[0], ssl=context, server_hostname="localhost")
 
 

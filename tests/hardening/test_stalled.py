@@ -20,8 +20,6 @@ from tests.hardening.conftest import ANNS
 from tests.hardening.vitals import open_streams
 from tests.stack import Process, Stack, until
 
-pytestmark = pytest.mark.timeout(150)  # seconds: each waits until patience has an end
-
 PATIENCE_S: Final = 2
 STREAMS: Final = 2
 CUT_S: Final = 30.0  # for what takes two seconds and a look

@@ -3,15 +3,13 @@
 import asyncio
 from typing import Final, NamedTuple
 
+from tests import PATIENT_S
 from tests.client import Client
 from tests.crowd import files, kib
 from tests.stack import POLL_S, Process
 
 GROWTH_BYTES_MAX: Final = 48 << 20
 """Of an edge's memory in one attack. One that is warm has some 70 MB; most attacks send more than this."""
-CLOSED_S: Final = (
-    20.0  # within which an edge has come to the end of what was opened, and knows that its readers have gone
-)
 
 
 class Vitals(NamedTuple):
@@ -32,6 +30,6 @@ async def open_streams(client: Client) -> int:
 
 async def streams_are(client: Client, count: int) -> None:
     """Waits until so many are open."""
-    async with asyncio.timeout(CLOSED_S):
+    async with asyncio.timeout(PATIENT_S):
         while await open_streams(client) != count:
             await asyncio.sleep(POLL_S)
