@@ -898,6 +898,7 @@ async def test_a_file_that_does_not_come_is_asked_for_again(page: Page) -> None:
     await answered(page, runs=2)
     await expect(page.locator(".hljs-keyword")).not_to_have_count(0)
     await page.get_by_role("link", name="Replay").click()
+    await expect(page.get_by_role("alert")).to_contain_text("The replay could not be loaded.")
     await page.unroute(replay)
     await page.get_by_role("button", name="Try again").click()
     await expect(page.locator(".summary")).to_contain_text("events", timeout=ANSWER_MS)
