@@ -21,6 +21,8 @@ CHROMIUM_FLAGS: Final = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # Else each window begins four more processes, with the browser's own pages that somebody might open.
+    "--disable-features=PreloadTopChromeWebUI,MediaRouter,OptimizationHints,PaintHolding",
 ]
 AXE: Final = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 NOT_OURS: Final = re.compile(r"Failed to load resource: ")  # the browser's own line about a request that failed
