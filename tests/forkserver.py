@@ -119,9 +119,9 @@ class _Server:
                     cwd=ROOT,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    **spawn_options(),
+                    start_new_session=True,  # and not bound to this thread: it ends when nobody can ask any more
                 )
-                atexit.register(self._popen.kill)
+                atexit.register(self._popen.communicate)
             assert self._popen.stdin is not None
             assert self._popen.stdout is not None
             self._popen.stdin.write(json.dumps(what).encode() + b"\n")

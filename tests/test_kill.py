@@ -29,7 +29,6 @@ BUSY_S: Final = 10.0  # by which a machine that runs all of this at once is late
 TAKEOVER_S: Final = limits.ACK_WAIT_S + BUSY_S
 HANDOVER_S: Final = limits.ACK_WAIT_S - limits.IN_PROGRESS_S - 1.0  # sooner than if nobody had handed it over
 ENDED_S: Final = 60.0
-BEGIN_TRIES_MAX: Final = 20
 POLL_S: Final = 0.01
 RECONNECT_S: Final = 0.2
 TERMINAL: Final = ("done", "error")
@@ -170,12 +169,14 @@ class Talks:
 
     async def begin_on(self, worker: str, said: str) -> Talk:
         """A new conversation in which this is said, the run having gone to this worker."""
-        for _ in range(BEGIN_TRIES_MAX):
+
+        async def begun() -> Talk | None:
             [talk] = await self.begin(said)
             await talk.reach("step", 1)
-            if talk.worker == worker:
-                return talk
-        raise AssertionError(f"no run went to {worker}")
+            return talk if talk.worker == worker else None
+
+        talk: Talk = await until(f"a run goes to {worker}", begun)
+        return talk
 
     async def end(self) -> list[str]:
         """How they all ended, having been judged."""
