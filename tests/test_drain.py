@@ -11,8 +11,9 @@ from typing import Final
 import pytest
 
 from tests.client import Client, Source, as_received, at_once, log_of
+from tests.hardening.vitals import open_streams
 from tests.proxy import PROXIES, Certificate, Proxy, through
-from tests.stack import Stack
+from tests.stack import Stack, until
 
 RUNS: Final = 20
 READERS: Final = 10  # of each run, over one connection
@@ -47,7 +48,7 @@ async def test_readers_of_edges_that_are_restarted_in_turn_miss_nothing(stack: S
                 group.create_task(reader.follow())
             for reader in readers:
                 await reader.begun.wait()
-            exits_s = [await restarted(stack, number) for number in range(len(stack.edges))]
+            exits_s = [await restarted(stack, number, users[0], *asked[0]) for number in range(len(stack.edges))]
             async with Client(stack.url) as direct:  # httpx loses a POST among streams that an HTTP/2 peer has ended
                 for conversation, run in asked:
                     assert (await direct.stop(conversation, run)).status_code == 202
@@ -65,9 +66,20 @@ async def test_readers_of_edges_that_are_restarted_in_turn_miss_nothing(stack: S
     assert pause_s < PAUSE_S
 
 
-async def restarted(stack: Stack, number: int) -> float:
-    """Ends an edge as a deployment does, and starts it again; how long it took to go, seconds."""
+async def restarted(stack: Stack, number: int, user: Client, conversation: str, run: str) -> float:
+    """Ends an edge as a deployment does, and starts it again, until the user's proxy knows that it is back; how long it
+    took to go, seconds.
+    """
     took_s = await stack.drained(number)
     # In a thread, so that the readers are not held up; the edge ends with that thread, which is after the test.
     await asyncio.to_thread(stack.start_edge, number)
+
+    async with Client(stack.edge_url(number)) as direct:
+
+        async def is_known() -> bool:
+            async with user.events(conversation, run=run) as stream:
+                await stream.more()
+                return await open_streams(direct) > 0
+
+        await until("the proxy knows that the edge is back", is_known)
     return took_s
