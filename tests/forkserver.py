@@ -1,6 +1,8 @@
 """Our services as processes, forked from one that has imported what they import: a second of CPU less for each of the
 hundreds that the tests start. What runs is what `python -m` would run, and it ends as that would.
 
+Not that of `multiprocessing`: its processes end in a way of their own, and whoever started them waits for them.
+
 Elsewhere than on Linux, for other modules and where something is measured, it is `python -m`.
 """
 

@@ -69,7 +69,7 @@ class Process:
         self._from = log.stat().st_size
         self.popen = spawn(module.split(), env, log, log)
         try:
-            wait_until(f"{module} ready", lambda: self._is_ready(ready), PATIENT_S)
+            wait_until(f"{module} ready", lambda: self._is_ready(ready))
         except BaseException:
             self.end(signal.SIGKILL)
             raise

@@ -537,7 +537,7 @@ async def test_a_tool_that_cannot_be_served_keeps_no_other_from_being(
     file = tmp_path / "servers.json"
     file.write_text(json.dumps({"mcpServers": {"trouble": trouble(tmp_path / "trouble")}}))
     worker = await workers("tests.toolbox", "--mcp", str(file))
-    await until("offered", lambda: is_offered(tape, "trouble_fail"), PATIENT_S)
+    await until("offered", lambda: is_offered(tape, "trouble_fail"))
     problem = "tool trouble_wait is not offered: consumer tool_trouble_wait of TAPE_0 has ack_wait"
     await until("it is tried again", lambda: worker.said().count(problem) >= 2, limits.REGISTRY_REFRESH_S + PATIENT_S)
     assert await is_withdrawn(tape, "trouble_wait")
@@ -556,7 +556,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     worker = await workers("tests.toolbox", "--mcp", str(file))
     called = Called(tape)
     assert await called("add", a=1, b=2) == ("ok", 3), "the tools of modules wait for no server"
-    await until("offered", lambda: is_offered(tape, "add", "everything_echo", "trouble_crash"), PATIENT_S)
+    await until("offered", lambda: is_offered(tape, "add", "everything_echo", "trouble_crash"))
     offers = await Registry(tape).offered()
     echo = offers["everything_echo"]
     assert (echo.description, list(echo.parameters["properties"])) == ("Echoes back the input string", ["message"])
@@ -591,7 +591,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     # A crash half-way: unknown, or another attempt. The worker serves the others.
     outcome, message = await called("trouble_crash")
     assert (outcome, message) == ("unknown", "the MCP server was lost while it ran: Connection closed")
-    await until("it is there again", lambda: is_offered(tape, "trouble_crash_once"), PATIENT_S)
+    await until("it is there again", lambda: is_offered(tape, "trouble_crash_once"))
     asked, call = await called.begin("trouble_crash_once")
     result = await asked.result(call, PATIENT_S)
     assert (result.outcome, result.content) == ("ok", {"result": "survived"})
@@ -599,9 +599,9 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
 
     # Killed while nothing runs: withdrawn, started again, offered again.
     os.kill(everything_of(worker), signal.SIGKILL)
-    await until("withdrawn", lambda: is_withdrawn(tape, "everything_echo"), PATIENT_S)
+    await until("withdrawn", lambda: is_withdrawn(tape, "everything_echo"))
     assert await is_offered(tape, "add")
-    await until("offered again", lambda: is_offered(tape, "everything_echo"), PATIENT_S)
+    await until("offered again", lambda: is_offered(tape, "everything_echo"))
     assert await called("everything_echo", message="again") == ("ok", "Echo: again")
 
     # No process is left behind, however the worker ends.
@@ -611,7 +611,7 @@ async def test_servers_over_stdio(tape: Tape, workers: Start, node: str, tmp_pat
     assert not any(map(lives, servers))
     assert await is_withdrawn(tape, "everything_echo")
     other = await workers("--mcp", str(file))
-    await until("offered by another", lambda: is_offered(tape, "everything_echo", "trouble_crash"), PATIENT_S)
+    await until("offered by another", lambda: is_offered(tape, "everything_echo", "trouble_crash"))
     servers = children(pid(other))
     await other.end(signal.SIGKILL)
     await asyncio.to_thread(wait_until, "the servers of a killed worker end", lambda: not any(map(lives, servers)))
@@ -674,9 +674,9 @@ async def test_a_server_over_http(tape: Tape, workers: Start, web: Everything, t
 
     # Lost while a call runs that may be run again: another attempt is made where it is back.
     asked, call = await called.begin("web_trigger-long-running-operation", duration=1, steps=10)
-    await until("it runs", lambda: progressed(asked, call), PATIENT_S)
+    await until("it runs", lambda: progressed(asked, call))
     web.kill()
-    await until("withdrawn", lambda: is_withdrawn(tape, "web_echo"), PATIENT_S)
+    await until("withdrawn", lambda: is_withdrawn(tape, "web_echo"))
     web.start()
     assert (await asked.result(call, 2 * PATIENT_S)).outcome == "ok"
     assert [started.attempt for started in await asked.of(ToolStarted, call)] == [1, 2]

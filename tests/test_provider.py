@@ -24,6 +24,7 @@ from tests.model_server import STREAM_HEAD, ModelServer, RawServer, answers, ref
 OPENAI, RESPONSES, ANTHROPIC = "openai:gpt-5-mini", "openai-responses:gpt-5-mini", "anthropic:claude-sonnet-5-5"
 STALL_S = 0.3
 WAIT_S = 20.0
+CLOSED_S = WAIT_S / 2  # long before a provider that says nothing would be given up
 LOADED_S_MAX = 50.0
 
 CLOCK = ToolSpec("clock", "The time", {"type": "object", "properties": {"timezone": {"type": "string"}}})
@@ -482,7 +483,7 @@ async def test_silence_before_the_first_byte_is_a_timeout(wire: Wire) -> None:
     async with RawServer(never) as server:
         models = at(server, STALL_S)
         _, error = await failed(models, prompt(wire.model, "hi"))
-        async with asyncio.timeout(WAIT_S / 2):
+        async with asyncio.timeout(CLOSED_S):
             await server.hung_up.wait()
         await models.aclose()
     assert error.code == "provider_timeout"
@@ -600,7 +601,7 @@ async def test_closing_the_stream_closes_the_connection(wire: Wire) -> None:
         async with aclosing(own.stream(prompt(wire.model, "hi"))) as parts:
             assert await anext(parts) == Text("Hello")
             assert not server.hung_up.is_set()
-        async with asyncio.timeout(WAIT_S / 2):
+        async with asyncio.timeout(CLOSED_S):
             await server.hung_up.wait()
         await own.aclose()
 
@@ -626,7 +627,7 @@ async def test_cancelling_the_reader_closes_the_connection(wire: Wire, answered:
         async with asyncio.timeout(WAIT_S):
             await reached.wait()
         task.cancel()
-        async with asyncio.timeout(WAIT_S / 2):
+        async with asyncio.timeout(CLOSED_S):
             await server.hung_up.wait()
             with pytest.raises(asyncio.CancelledError):
                 await task

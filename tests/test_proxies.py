@@ -17,7 +17,7 @@ from tapeline import limits
 from tests import PATIENT_S
 from tests.client import NDJSON, SSE, Client, Received, Source, as_received, log_of, problem, stored, types
 from tests.proxy import DEPLOY, KEY, PROXIES, READER, Caddy, Certificate, Haproxy, Nginx, Proxy, through
-from tests.stack import POLL_S, Stack
+from tests.stack import POLL_S, Stack, until
 
 IDLE_LIMITS: Final = re.compile(
     r"^\s*(proxy_read_timeout|timeout (?:client|server|tunnel)|(?:read|write|idle|response_header)_timeout)\s+(\d+h)?",
@@ -217,17 +217,17 @@ async def test_a_proxy_waits_for_hours(
 
 async def test_the_edge_hears_that_a_reader_has_left(stack: Stack, proxy: Proxy, direct: Client) -> None:
     """Caddy would keep it from the edge with `flush_interval -1`."""
+
+    async def none_is_open() -> bool:
+        return await streams_open(stack) == 0
+
     conversation = await direct.create()
-    async with asyncio.timeout(PATIENT_S):
-        while before := await streams_open(stack):
-            await asyncio.sleep(POLL_S)
+    await until("no stream is open", none_is_open)
     # On a connection of its own, because httpx resets no single stream.
     async with through(proxy) as user, user.events(conversation) as stream:
         await stream.take(1)
-        assert await streams_open(stack) == before + 1
-    async with asyncio.timeout(PATIENT_S):
-        while await streams_open(stack) > before:
-            await asyncio.sleep(POLL_S)
+        assert await streams_open(stack) == 1
+    await until("no stream is open any more", none_is_open)
 
 
 async def streams_open(stack: Stack) -> float:
@@ -377,9 +377,7 @@ async def test_a_get_is_sent_to_another_and_no_log_has_its_query(
         response = await asking
     assert response.status_code == 200, response.text
     assert response.json()["id"] == conversation
-    async with asyncio.timeout(PATIENT_S):
-        while path not in proxy.logs():
-            await asyncio.sleep(POLL_S)
+    await until("the log has it", lambda: path in proxy.logs())
     assert READER in proxy.logs()
     assert "hush" not in proxy.logs()
 
@@ -437,9 +435,7 @@ async def test_a_flood_of_refusals_does_not_flood_the_log(fresh_stack: Stack) ->
         more = re.findall(r"refused (\d+) more", edge.output())
         return len(re.findall(r"refused 127", edge.output())), sum(map(int, more))
 
-    async with asyncio.timeout(PATIENT_S):
-        while sum(counted()) < FLOOD:
-            await asyncio.sleep(POLL_S)
+    await until("all are in the log", lambda: sum(counted()) >= FLOOD)
     one_by_one, more = counted()
     assert one_by_one + more == FLOOD
     assert one_by_one < FLOOD / 4

@@ -115,7 +115,7 @@ class Worker:
             log,
         )
         if ready:
-            self.ready = await until("tools ready", lambda: self._ready(log.with_suffix(".out")), PATIENT_S)
+            self.ready = await until("tools ready", lambda: self._ready(log.with_suffix(".out")))
         return self
 
     def _ready(self, out: Path) -> str:

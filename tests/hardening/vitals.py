@@ -1,12 +1,10 @@
 """What an edge holds at the moment: memory, open files, streams."""
 
-import asyncio
 from typing import Final, NamedTuple
 
-from tests import PATIENT_S
 from tests.client import Client
 from tests.crowd import files, kib
-from tests.stack import POLL_S, Process
+from tests.stack import Process, until
 
 GROWTH_BYTES_MAX: Final = 48 << 20
 """Of an edge's memory in one attack. One that is warm has some 70 MB; most attacks send more than this."""
@@ -30,6 +28,8 @@ async def open_streams(client: Client) -> int:
 
 async def streams_are(client: Client, count: int) -> None:
     """Waits until so many are open."""
-    async with asyncio.timeout(PATIENT_S):
-        while await open_streams(client) != count:
-            await asyncio.sleep(POLL_S)
+
+    async def are() -> bool:
+        return await open_streams(client) == count
+
+    await until(f"{count} streams are open", are)
